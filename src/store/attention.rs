@@ -15,7 +15,7 @@ use spid_core::dialect;
 use spid_core::dialect::GivesUp;
 use spid_core::lifecycle;
 use spid_core::lifecycle::Reason;
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
 use spid_hook::time::plus_millis;
@@ -185,7 +185,7 @@ impl Reader {
 
     /// Returns the jobs that are held, dead or pending, the newest first.
     pub(super) fn stopped_jobs(&self) -> Result<Vec<InNeed>, StoreError> {
-        let states = vec![schedule::JobState::Held, schedule::JobState::Dead, schedule::JobState::Pending];
+        let states = vec![JobState::Held, JobState::Dead, JobState::Pending];
         let mut stopped = Vec::new();
         for job in self.jobs(&Filter { jobs: states, limit: usize::MAX, ..Filter::default() })? {
             let row = match self.with(|rows| rows.callback_row(job.callback)) {
@@ -195,8 +195,8 @@ impl Reader {
                 Err(error) => return Err(error),
             };
             let reason = match job.state {
-                schedule::JobState::Held => AttentionReason::Held,
-                schedule::JobState::Dead => AttentionReason::Dead,
+                JobState::Held => AttentionReason::Held,
+                JobState::Dead => AttentionReason::Dead,
                 _ => AttentionReason::Pending,
             };
             let since = job.attempted_at.unwrap_or(job.created_at);
@@ -239,8 +239,7 @@ impl Reader {
             Err(error) => return Err(error),
         };
         for (later, job) in alike.into_iter().filter(|(later, _)| later.number > row.number) {
-            let is_done =
-                later.reported_at.is_some() || job.is_some_and(|job| job.state == schedule::JobState::Done);
+            let is_done = later.reported_at.is_some() || job.is_some_and(|job| job.state == JobState::Done);
             // The key of a create does not hold the buyer, so compare the buyers.
             let said = self.content_if_kept(later.number)?;
             let is_theirs = said.is_some_and(|said| said.buyer == asked.buyer);
@@ -401,17 +400,17 @@ fn reason_of(
         (Disposition::Recorded, _) if code == Reason::RepeatedWithOtherValues.code() => {
             Some((AttentionReason::OtherValues, row.received_at))
         }
-        (Disposition::Recorded, _) | (Disposition::Job, Some(schedule::JobState::Done)) => {
+        (Disposition::Recorded, _) | (Disposition::Job, Some(JobState::Done)) => {
             // A marketplace that still calls will get the result, so only a long silence counts.
             let is_awaited =
                 row.deliveries > 0 && row.reported_at.is_none() && row.last_received_at <= long_ago;
             is_awaited.then_some((AttentionReason::Unreported, ended))
         }
-        (Disposition::Job, Some(schedule::JobState::Refused)) => Some((AttentionReason::Refused, ended)),
-        (Disposition::Job, Some(schedule::JobState::Cancelled)) => {
+        (Disposition::Job, Some(JobState::Refused)) => Some((AttentionReason::Refused, ended)),
+        (Disposition::Job, Some(JobState::Cancelled)) => {
             is_paid_for(row.action).then_some((AttentionReason::Superseded, ended))
         }
-        (Disposition::Job, Some(schedule::JobState::Queued | schedule::JobState::Running)) => {
+        (Disposition::Job, Some(JobState::Queued | JobState::Running)) => {
             (row.received_at <= long_ago).then_some((AttentionReason::Pending, row.received_at))
         }
         (Disposition::Job, _) => None,
@@ -419,8 +418,7 @@ fn reason_of(
     let is_half_spent = row.reported_at.is_none()
         && row.delivery_limit.is_some_and(|limit| row.deliveries >= u64::from(limit).div_ceil(2));
     // A dropped or rejected item is an operator's own decision.
-    let is_open =
-        matches!(job.map(|job| job.state), Some(schedule::JobState::Queued | schedule::JobState::Running));
+    let is_open = matches!(job.map(|job| job.state), Some(JobState::Queued | JobState::Running));
     found.or_else(|| (is_half_spent && is_open).then_some((AttentionReason::Deliveries, row.received_at)))
 }
 
@@ -433,7 +431,7 @@ fn detail(reason: AttentionReason, row: &CallbackRow, job: Option<&JobRow>) -> S
         | AttentionReason::Refused
         | AttentionReason::Deliveries => note.or_else(|| row.reason.clone()),
         AttentionReason::Held => match job.map(|job| job.state) {
-            Some(schedule::JobState::Held) => note,
+            Some(JobState::Held) => note,
             _ => row.reason.clone(),
         },
         AttentionReason::UnknownInstance | AttentionReason::OtherValues | AttentionReason::Unreadable => {
@@ -447,10 +445,10 @@ fn detail(reason: AttentionReason, row: &CallbackRow, job: Option<&JobRow>) -> S
     text.unwrap_or_else(|| "not done yet".to_owned())
 }
 
-fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, schedule::JobState)>) -> String {
+fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, JobState)>) -> String {
     let dismiss = format!("then spid attention dismiss {callback}");
     match (reason, job) {
-        (AttentionReason::Held, Some((id, schedule::JobState::Held))) => {
+        (AttentionReason::Held, Some((id, JobState::Held))) => {
             format!("spid jobs show {id}, then spid jobs retry, complete or drop it")
         }
         (AttentionReason::Held, _) => {
@@ -459,7 +457,7 @@ fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, schedule::JobSt
         (AttentionReason::Dead, Some((id, _))) => {
             format!("spid jobs show {id}; repair the hook, then spid jobs retry {id}")
         }
-        (AttentionReason::Pending, Some((id, schedule::JobState::Pending))) => {
+        (AttentionReason::Pending, Some((id, JobState::Pending))) => {
             format!("spid jobs complete {id} --answer FILE once it is done")
         }
         (AttentionReason::Pending | AttentionReason::Deliveries, Some((id, _))) => {

@@ -43,6 +43,7 @@ use crate::observe::metrics::{Metric, Metrics};
 use crate::store::encryption::{Encryptor, KeySource};
 use key_use::KeysUsed;
 use rules::{Accepted, Finish, KnownAnswer, StoredAnswer};
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::{Answer, Callback, Nonce, Outcome};
 use spid_hook::id::{Id, Ids};
 use spid_hook::instance::Instance;
@@ -77,7 +78,7 @@ pub enum Finished {
     /// The end was kept.
     Kept {
         /// State of the job now.
-        state: spid_core::lifecycle::schedule::JobState,
+        state: JobState,
         /// Note of the job about its state.
         note: Option<String>,
     },
@@ -586,9 +587,7 @@ impl Store {
         }
         let job = &handed.taken.job;
         let row = self.inner.reader.job(job.id)?;
-        Ok(row.is_some_and(|row| {
-            row.state == spid_core::lifecycle::schedule::JobState::Running && row.attempts == job.attempts
-        }))
+        Ok(row.is_some_and(|row| row.state == JobState::Running && row.attempts == job.attempts))
     }
 
     /// Extends the leases of these (job, attempt) pairs.

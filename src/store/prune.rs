@@ -30,7 +30,7 @@ use super::rows::{Backend, CallbackRow, Disposition, JobRow, Read, Write};
 use super::rules::REJECTED;
 use super::sqlite::Sqlite;
 use crate::observe::limits;
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::time::plus_millis;
 
@@ -119,7 +119,7 @@ impl AgeLimit {
             return FateOfJob::Stays;
         }
         let is_latest = row.job == Some(job.number);
-        let is_done = job.state == schedule::JobState::Done;
+        let is_done = job.state == JobState::Done;
         // The date of a sign-on is past every window, so its outcome no longer matters.
         if job.action == Action::SignOn && !(is_done && row.reported_at.is_none()) {
             return if is_latest { FateOfJob::BothGo } else { FateOfJob::Goes };
@@ -162,7 +162,7 @@ impl AgeLimit {
             }
             (Action::SignOn, ..) | (_, _, None) => FateOfCallback::Stays,
             _ if callback.pruned_at.is_some() => FateOfCallback::Stays,
-            _ if job.is_none_or(|job| job.state == schedule::JobState::Done && self.has_ended(job)) => {
+            _ if job.is_none_or(|job| job.state == JobState::Done && self.has_ended(job)) => {
                 FateOfCallback::Emptied
             }
             _ => FateOfCallback::Stays,
@@ -216,7 +216,7 @@ impl AgeLimit {
 
     fn prune_callback(&self, rows: &mut Sqlite, number: i64, pruned: &mut Pruned) -> OperationDone<()> {
         let Some((row, callback)) = rows.callback(number)? else { return Ok(()) };
-        let job = row.job.map(|number| rows.job(number)).transpose()?.flatten();
+        let job = rows.job_of(row.job)?;
         match self.of_callback(&row, &callback, job.as_ref()) {
             FateOfCallback::Stays => {}
             FateOfCallback::Emptied => {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::StoreError;
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_core::signature::KEY_MARK_BYTES;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
@@ -157,13 +157,13 @@ pub struct JobRow {
     /// Action of the job.
     pub action: Action,
     /// State of the job.
-    pub state: schedule::JobState,
+    pub state: JobState,
     /// Number of attempts begun. The end of an attempt with another number is fenced.
     pub attempts: u32,
     /// Retry index: the number of spent steps of the retry schedule.
     pub step: u32,
     /// Kind of the running or next attempt: scheduled or unscheduled.
-    pub extra: schedule::Extra,
+    pub extra: Extra,
     /// Time at which a queued job may run.
     pub due_at: Timestamp,
     /// End of the lease of a running job.
@@ -255,7 +255,7 @@ pub struct Filter {
     /// Rows of this instance.
     pub instance: Option<i64>,
     /// Jobs in one of these states. Empty: in every state.
-    pub jobs: Vec<schedule::JobState>,
+    pub jobs: Vec<JobState>,
     /// Callbacks with this disposition.
     pub disposition: Option<Disposition>,
     /// True for only those callbacks of a marketplace that are done and whose success was not reported.
@@ -297,6 +297,10 @@ pub type InstanceAndQueue = (InstanceRow, Vec<(JobRow, Callback)>);
 pub trait Read {
     /// Returns the instance with this number.
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
+    /// Returns the instance with this number. `None` also without a number.
+    fn instance_of(&self, number: Option<i64>) -> Result<Option<InstanceRow>> {
+        number.map_or(Ok(None), |number| self.instance(number))
+    }
     /// Returns the instances with this name, in every account.
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
     /// Returns the account and a name of the instance with this number, if it has one.
@@ -327,6 +331,10 @@ pub trait Read {
     fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
     /// Returns the job with this number.
     fn job(&self, number: i64) -> Result<Option<JobRow>>;
+    /// Returns the job with this number. `None` also without a number.
+    fn job_of(&self, number: Option<i64>) -> Result<Option<JobRow>> {
+        number.map_or(Ok(None), |number| self.job(number))
+    }
     /// Returns the number of the job that is added next.
     fn next_job(&self) -> Result<i64>;
     /// Returns the job with this id.

@@ -6,12 +6,10 @@
 //! itself, so a link to the file does not get around it. A commit counts only if the file is still where it was opened,
 //! and holds everything that was committed before.
 
-#[macro_use]
 mod codes;
 mod files;
-#[macro_use]
-mod read;
 mod maintenance;
+mod read;
 mod write;
 mod written;
 
@@ -350,7 +348,12 @@ impl Sqlite {
         }
     }
 
-    fn run(&self, sql: &str, params: impl Params) -> Result<usize> {
+    fn run(&self, sql: &str, params: impl Params) -> Result<()> {
+        self.change(sql, params).map(drop)
+    }
+
+    /// Runs a statement, and returns the number of changed rows.
+    fn change(&self, sql: &str, params: impl Params) -> Result<usize> {
         Ok(self.statement(sql)?.execute(params)?)
     }
 
@@ -512,18 +515,18 @@ impl Backend for Sqlite {
     }
     fn rollback(&mut self) -> Result<()> {
         // After a disk error, SQLite may have rolled back already.
-        if self.in_transaction() { self.run("ROLLBACK", []).map(drop) } else { Ok(()) }
+        if self.in_transaction() { self.run("ROLLBACK", []) } else { Ok(()) }
     }
     fn savepoint(&mut self) -> Result<()> {
-        self.run("SAVEPOINT operation", []).map(drop)
+        self.run("SAVEPOINT operation", [])
     }
     fn release_savepoint(&mut self) -> Result<()> {
-        self.run("RELEASE operation", []).map(drop)
+        self.run("RELEASE operation", [])
     }
     fn rollback_savepoint(&mut self) -> Result<()> {
         // `ROLLBACK TO` undoes the changes but keeps the savepoint, so the savepoint needs `RELEASE` too.
         self.run("ROLLBACK TO operation", [])?;
-        self.run("RELEASE operation", []).map(drop)
+        self.run("RELEASE operation", [])
     }
     fn touch(&mut self) -> Result<()> {
         // The value does not change, but SQLite still writes the page to disk.
@@ -618,8 +621,8 @@ mod tests {
         store.connection.execute_batch("COMMIT").unwrap();
         let now = from_millis(10);
         assert_eq!((store.due(now, 64).unwrap(), store.next_due(now).unwrap()), (Vec::new(), None));
-        let steps = |sql| store.statement(sql).unwrap().get_status(StatementStatus::VmStep);
-        steps(read::DUE) + steps(read::NEXT_DUE)
+        let steps = |sql: &str| store.statement(sql).unwrap().get_status(StatementStatus::VmStep);
+        steps(&read::due_sql()) + steps(&read::next_due_sql())
     }
 
     #[test]

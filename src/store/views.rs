@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::attention::{AttentionReason, InNeed};
 use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
 use super::{Reader, StoreError};
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::Subject;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
@@ -227,7 +227,7 @@ impl Reader {
             callbacks.extend(self.callbacks(&held)?);
         }
         if let Some(last) = jobs.last().filter(|_| older) {
-            let live = schedule::JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
+            let live = JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
             jobs.extend(self.jobs(&Filter { jobs: live, before: Some(last.number), ..all })?);
         }
         callbacks.reverse();
@@ -255,9 +255,9 @@ impl Reader {
             return Err(ViewError::NotFound(format!("there is no callback {number}")));
         };
         // A job that cannot be read must not hide its callback.
-        let job = match row.job.map(|job| self.with(|rows| rows.job(job))).transpose() {
+        let job = match self.with(|rows| rows.job_of(row.job)) {
             Err(StoreError::Unreadable(_)) => None,
-            job => job?.flatten(),
+            job => job?,
         };
         let job_id = job.map(|job| job.id);
         Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })

@@ -503,7 +503,8 @@ fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Store
     asked.answer_after(committed, |kept| match (kept, drained) {
         (Ok(Some(ended)), Some(drained)) => {
             // Committed: the rows say "reported", so send the outcome now.
-            drained.send(&outcome_for_waiters(ended.answer.clone(), finish.end));
+            let answer = std::mem::replace(&mut ended.answer, KnownAnswer::NotYet);
+            drained.send(&outcome_for_waiters(answer, finish.end));
             if ended.wakes {
                 signals.work.notify_one();
             }

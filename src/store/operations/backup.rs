@@ -10,8 +10,7 @@ use crate::store::rows::{JobRow, Read, Write};
 use crate::store::rules;
 use crate::store::sqlite::{RestoreTarget, Sqlite};
 use crate::store::{Filter, StoreError, StoreOptions};
-use spid_core::lifecycle::schedule;
-use spid_core::lifecycle::schedule::Extra;
+use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::Action;
 use spid_hook::time::Clock;
 
@@ -30,7 +29,7 @@ impl Operations {
     /// The backup does not show what a marketplace or a hook has done since it was made. So no job may run unseen.
     fn hold_unfinished(&mut self, from: &Path, note: &AuditNote) -> OperationDone<usize> {
         self.run_audited(note, "restore", &format!("everything, from {}", from.display()), |rows, now| {
-            let live = schedule::JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
+            let live = JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
             let filter = Filter { jobs: live, limit: usize::MAX, ..Filter::default() };
             let jobs = rows.list_jobs(&filter)?;
             for mut job in jobs.iter().cloned() {
@@ -47,10 +46,10 @@ impl Operations {
 fn hold(job: &mut JobRow, now: Timestamp) {
     if job.action == Action::SignOn {
         job.note = Some("the browser that waited has gone".to_owned());
-        return rules::end(job, schedule::JobState::Dropped, now);
+        return rules::end(job, JobState::Dropped, now);
     }
     // A dead job gets no second retry schedule when it is retried.
-    if job.state == schedule::JobState::Dead {
+    if job.state == JobState::Dead {
         job.extra = Extra::Dead;
     }
     let before = job.note.as_deref().map(|note| format!("; before: {note}")).unwrap_or_default();
@@ -58,7 +57,7 @@ fn hold(job: &mut JobRow, now: Timestamp) {
         "restored from a backup, where the job was {}; the job may have been done since the backup was made{before}",
         job.state.as_str()
     ));
-    job.state = schedule::JobState::Held;
+    job.state = JobState::Held;
     job.lease_until = None;
 }
 

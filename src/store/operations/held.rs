@@ -113,7 +113,7 @@ impl Operations {
             let found = rows.callback_row(number)?;
             let mut row =
                 found.ok_or_else(|| OperationError::NotFound(format!("there is no callback {number}")))?;
-            let job = row.job.map(|job| rows.job(job)).transpose()?.flatten();
+            let job = rows.job_of(row.job)?;
             if row.disposition == Disposition::Held {
                 return impossible(format!("callback {number} is held; approve, settle or reject it"));
             }
@@ -206,7 +206,7 @@ fn approve(
 
 /// Refuses to settle a create that cannot be a repeat. It would succeed with the id of another purchase's instance.
 fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback) -> OperationDone<()> {
-    let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let found = rows.instance_of(row.instance)?;
     let Some(made) = found.filter(|row| row.reported_id().is_some()) else {
         return impossible(
             "a create needs an instance with an id to report, and there is none; approve or reject the callback",
@@ -226,7 +226,7 @@ fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback)
 
 /// Returns true if the instance of a held create has an id.
 fn is_made(rows: &dyn Read, row: &CallbackRow) -> OperationDone<bool> {
-    let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let found = rows.instance_of(row.instance)?;
     Ok(found.is_some_and(|row| row.instance.id.is_some()))
 }
 
@@ -237,7 +237,7 @@ fn asked_instead(
     callback: &Callback,
     instead: Instead,
 ) -> OperationDone<Vec<Action>> {
-    let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let found = rows.instance_of(row.instance)?;
     let Some(instance) = found.map(|row| row.instance).filter(|instance| instance.id.is_some()) else {
         return impossible("the first purchase has made no instance; approve the callback without --as");
     };
@@ -307,7 +307,7 @@ fn accept(
             accepted.row.reason.as_deref().unwrap_or("the hook has refused the request")
         )),
         Disposition::Job | Disposition::Recorded => {
-            let job = accepted.row.job.map(|number| rows.job(number)).transpose()?.flatten();
+            let job = rows.job_of(accepted.row.job)?;
             let job = job.filter(|job| job.state.is_live());
             Ok(Approved { callback: accepted.row.number, job: job.map(|job| job.id) })
         }

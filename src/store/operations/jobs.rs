@@ -7,8 +7,7 @@ use crate::store::rows::{JobRow, Read, Write};
 use crate::store::rules;
 use crate::store::sqlite::Sqlite;
 use crate::store::{Filter, StoreError};
-use spid_core::lifecycle::schedule;
-use spid_core::lifecycle::schedule::Extra;
+use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Answer};
 use spid_hook::id::Id;
 use spid_hook::instance::State;
@@ -34,7 +33,7 @@ impl Operations {
     pub fn drop_job(&mut self, id: Id, note: &AuditNote) -> OperationDone<()> {
         self.run_audited(note, "drop", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
-            if job.state == schedule::JobState::Running {
+            if job.state == JobState::Running {
                 return impossible(running(&job, now));
             }
             if !job.state.is_live() {
@@ -44,7 +43,7 @@ impl Operations {
                 ));
             }
             job.note = Some(format!("dropped by {}: {}", note.who, note.why));
-            rules::end(&mut job, schedule::JobState::Dropped, now);
+            rules::end(&mut job, JobState::Dropped, now);
             rules::settle_queue_after(rows, &mut job, now)?;
             Ok(rows.put_job(&job)?)
         })
@@ -118,7 +117,7 @@ impl Operations {
             job.proposed_id = None;
             rules::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
             // `complete` holds a create with an unusable id. Here that is an error, which undoes the transaction.
-            if job.state != schedule::JobState::Done {
+            if job.state != JobState::Done {
                 return impossible(job.note.unwrap_or_default());
             }
             rows.put_job(&job)?;
@@ -146,10 +145,10 @@ fn running(job: &JobRow, now: Timestamp) -> String {
 
 fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> OperationDone<()> {
     let action = job.action;
-    if job.state == schedule::JobState::Running {
+    if job.state == JobState::Running {
         return impossible(running(job, now));
     }
-    if job.state == schedule::JobState::Queued && job.attempts == 0 {
+    if job.state == JobState::Queued && job.attempts == 0 {
         return impossible(format!("the {action} has not been tried yet; let the hook run first"));
     }
     // The answer is probably meant for a create, and a release has replaced that create meanwhile.
@@ -163,32 +162,26 @@ fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Operation
 fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDone<Option<Id>> {
     let ahead = ahead_of(rows, job)?;
     match (job.state, &ahead) {
-        (schedule::JobState::Running, _) => return impossible(running(job, now)),
-        (schedule::JobState::Done | schedule::JobState::Dropped | schedule::JobState::Cancelled, _) => {
+        (JobState::Running, _) => return impossible(running(job, now)),
+        (JobState::Done | JobState::Dropped | JobState::Cancelled, _) => {
             return impossible(format!("the job is {}; there is nothing to retry", job.state.as_str()));
         }
-        (schedule::JobState::Queued, Some(ahead)) => {
+        (JobState::Queued, Some(ahead)) => {
             return impossible(format!(
                 "the job waits for {}; retry, complete or drop that one first",
                 named(ahead)
             ));
         }
-        (schedule::JobState::Refused, _) => check_refused(rows, job)?,
-        (
-            schedule::JobState::Queued
-            | schedule::JobState::Pending
-            | schedule::JobState::Held
-            | schedule::JobState::Dead,
-            _,
-        ) => {}
+        (JobState::Refused, _) => check_refused(rows, job)?,
+        (JobState::Queued | JobState::Pending | JobState::Held | JobState::Dead, _) => {}
     }
-    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let instance = rows.instance_of(job.instance)?;
     let released = instance.is_some_and(|row| row.instance.state == State::Released);
     if released && job.ordered && job.action != Action::Release {
         return impossible("the instance is released for good, so the job cannot be retried");
     }
     // A held create may have an unusable id. The next attempt may give another one.
-    if job.state == schedule::JobState::Held {
+    if job.state == JobState::Held {
         job.proposed_id = None;
     }
     job.extra = kind_of_retry(job);
@@ -197,8 +190,8 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDon
         row.dismissed_at = None;
         rows.put_callback(&row)?;
     }
-    let was_refused = job.state == schedule::JobState::Refused;
-    job.state = schedule::JobState::Queued;
+    let was_refused = job.state == JobState::Refused;
+    job.state = JobState::Queued;
     job.due_at = now;
     job.ended_at = None;
     rows.put_job(job)?;
@@ -217,13 +210,13 @@ fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) ->
     later.retain(|part| {
         part.callback == job.callback
             && part.number > job.number
-            && part.state == schedule::JobState::Cancelled
+            && part.state == JobState::Cancelled
             && part.note.as_deref().is_some_and(|note| note.starts_with(rules::LATER_PART))
     });
     // `list_jobs` returns the newest first, but the parts run in the order of their numbers.
     later.sort_by_key(|part| part.number);
     for part in &mut later {
-        (part.state, part.due_at, part.ended_at) = (schedule::JobState::Queued, now, None);
+        (part.state, part.due_at, part.ended_at) = (JobState::Queued, now, None);
         rows.put_job(part)?;
     }
     // A callback has the job of its last part.
@@ -250,7 +243,7 @@ fn ahead_of(rows: &dyn Read, job: &JobRow) -> OperationDone<Option<JobRow>> {
 /// A job that was dead stays marked as dead. It must not return to a schedule that is used up.
 fn kind_of_retry(job: &JobRow) -> Extra {
     match (job.state, job.extra) {
-        (schedule::JobState::Dead | schedule::JobState::Refused, _) | (_, Extra::Dead) => Extra::Dead,
+        (JobState::Dead | JobState::Refused, _) | (_, Extra::Dead) => Extra::Dead,
         // Without an attempt there is nothing to repeat: the next attempt is still the scheduled one.
         _ if job.attempts == 0 => job.extra,
         _ => Extra::Waiting,

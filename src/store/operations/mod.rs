@@ -1,7 +1,7 @@
 //! Admin operations of a person, and their entries in the audit log.
 //!
-//! A [`Operations`] opens the database beside a daemon or without one. SQLite's own lock puts their transactions in order.
-//! A running daemon notices a change within one poll of its dispatcher.
+//! [`Operations`] opens the database beside a daemon or without one. SQLite's own lock puts the transactions in order. A
+//! running daemon notices a change within one poll of its dispatcher.
 //!
 //! Every operation is one transaction: its changes, and an audit entry that says who did it and why. An operation that
 //! is not possible is refused with the reason, and nothing of it is kept.

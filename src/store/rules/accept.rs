@@ -9,8 +9,7 @@ use super::{Acceptance, Accepted, KnownAnswer, LeasedJob, NewJob, SETTLED};
 use crate::store::StoreError;
 use crate::store::rows::{CallbackRow, Disposition, InstanceRow, JobRow, Result, Write};
 use spid_core::lifecycle::id_of_part;
-use spid_core::lifecycle::schedule;
-use spid_core::lifecycle::schedule::Extra;
+use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_core::lifecycle::{Decision, Reason};
 use spid_hook::callback::Action;
 use spid_hook::instance::{Instance, State};
@@ -240,7 +239,7 @@ fn may_run_again(
     judged: &Judged,
     acceptance: &Acceptance,
 ) -> Result<bool> {
-    if judged.job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done || job.state.is_live()) {
+    if judged.job.as_ref().is_some_and(|job| job.state == JobState::Done || job.state.is_live()) {
         return Ok(false);
     }
     let body = match rows.callback(row.number) {
@@ -321,7 +320,7 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
 }
 
 fn is_done(judged: &Judged) -> bool {
-    judged.job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done)
+    judged.job.as_ref().is_some_and(|job| job.state == JobState::Done)
 }
 
 /// Returns the jobs of a request in order, one for each part that runs. The first may be created in state running.
@@ -344,8 +343,8 @@ fn new_jobs(
             ordered,
             action: *action,
             state: match lease_until {
-                Some(_) => schedule::JobState::Running,
-                None => schedule::JobState::Queued,
+                Some(_) => JobState::Running,
+                None => JobState::Queued,
             },
             attempts: u32::from(lease_until.is_some()),
             step: 0,
@@ -380,7 +379,7 @@ fn begin_job(
         Some(_) => KnownAnswer::Applied(Box::default()),
         None => KnownAnswer::Wait(job.number),
     };
-    if job.state != schedule::JobState::Running {
+    if job.state != JobState::Running {
         accepted.wakes |= accepted.taken.is_none();
         return Ok(());
     }
@@ -406,7 +405,7 @@ fn mark_reported(
         return Ok(());
     }
     let created_by = instance.and_then(|row| row.created_by);
-    let Some(job) = created_by.map(|number| rows.job(number)).transpose()?.flatten() else { return Ok(()) };
+    let Some(job) = rows.job_of(created_by)? else { return Ok(()) };
     if let Some(mut create) = rows.callback_row(job.callback)? {
         create.reported_at = create.reported_at.or(Some(now));
         rows.put_callback(&create)?;

@@ -8,7 +8,7 @@ use super::{Accepted, HELD, KnownAnswer, StoredAnswer};
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Write};
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_core::lifecycle::{Decision, Reason};
 use spid_hook::callback::Action;
 use spid_hook::instance::State;
@@ -44,7 +44,7 @@ pub(super) fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) ->
     let filter =
         Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
     let mut jobs = rows.list_jobs(&filter)?.into_iter();
-    let create = jobs.find(|job| job.action == Action::Create && job.state == schedule::JobState::Refused);
+    let create = jobs.find(|job| job.action == Action::Create && job.state == JobState::Refused);
     let waits = rows.has_queue(row.number)?;
     Ok(match create.filter(|_| !waits) {
         Some(job) => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
@@ -62,24 +62,20 @@ fn join(
 ) -> Result<KnownAnswer> {
     let job = rows.job(number)?.ok_or(StoreError::Inconsistent("a callback's job is missing"))?;
     Ok(match job.state {
-        schedule::JobState::Done => {
-            KnownAnswer::Applied(Box::new(answer_of(&job, instance, accepted.row.reported_at)))
-        }
-        schedule::JobState::Running => KnownAnswer::Wait(number),
-        schedule::JobState::Queued | schedule::JobState::Dead => {
+        JobState::Done => KnownAnswer::Applied(Box::new(answer_of(&job, instance, accepted.row.reported_at))),
+        JobState::Running => KnownAnswer::Wait(number),
+        JobState::Queued | JobState::Dead => {
             // The parts of a request run in order, so bring forward the first one that has not ended.
             let first = first_part(rows, &job)?;
             accepted.wakes = match first.state {
-                schedule::JobState::Queued | schedule::JobState::Dead => bring_forward(rows, first, now)?,
+                JobState::Queued | JobState::Dead => bring_forward(rows, first, now)?,
                 _ => false,
             };
             KnownAnswer::Wait(number)
         }
-        schedule::JobState::Held => KnownAnswer::Held(HELD.to_owned()),
-        schedule::JobState::Refused => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
-        schedule::JobState::Pending | schedule::JobState::Dropped | schedule::JobState::Cancelled => {
-            KnownAnswer::NotYet
-        }
+        JobState::Held => KnownAnswer::Held(HELD.to_owned()),
+        JobState::Refused => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        JobState::Pending | JobState::Dropped | JobState::Cancelled => KnownAnswer::NotYet,
     })
 }
 
@@ -95,7 +91,7 @@ pub(super) fn stored_answer(
     }
     // A job without an answer can be pruned. So a missing job had nothing to repeat.
     Ok(match row.job.and(job) {
-        Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.reported_at),
+        Some(job) if job.state == JobState::Done => answer_of(job, instance, row.reported_at),
         Some(_) => StoredAnswer::default(),
         None => StoredAnswer {
             instance_id: instance.and_then(InstanceRow::reported_id),

@@ -12,8 +12,7 @@ use super::{AttemptEnd, EndedAttempt, Finish, HELD, KnownAnswer, Retrying, Sched
 use crate::store::StoreError;
 use crate::store::rows::{AttemptRow, JobRow, Read, Result, Unreadable, Write};
 use spid_core::lifecycle::Reason;
-use spid_core::lifecycle::schedule;
-use spid_core::lifecycle::schedule::{Extra, Next, Progress, Schedule};
+use spid_core::lifecycle::schedule::{Extra, JobState, Next, Progress, Schedule};
 use spid_hook::callback::{Action, Callback};
 use spid_hook::instance::Instance;
 
@@ -24,7 +23,7 @@ pub(super) fn schedule_of(rows: &dyn Read, job: &JobRow, schedules: &Schedules) 
         return Ok(schedules.usual.clone());
     }
     let (origin, callback) = callback_of(rows, job)?;
-    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let instance = rows.instance_of(job.instance)?;
     Ok(schedules.of(&Retrying {
         endpoint: &origin.endpoint,
         account: &origin.account,
@@ -55,13 +54,13 @@ pub(super) fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp)
     job.note = Some(note);
     match next {
         Next::Wait { due_at, progress } => {
-            job.state = schedule::JobState::Queued;
+            job.state = JobState::Queued;
             job.due_at = due_at;
             job.step = progress.step;
             job.extra = progress.extra;
         }
         Next::Dead => {
-            job.state = schedule::JobState::Dead;
+            job.state = JobState::Dead;
             job.extra = Extra::No;
         }
     }
@@ -77,7 +76,7 @@ pub(crate) fn add_order_details(
     now: Timestamp,
 ) -> Result<Option<Instance>> {
     let Some(job) = running_attempt(rows, number, attempt)? else { return Ok(None) };
-    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let instance = rows.instance_of(job.instance)?;
     let mut row = instance.ok_or(StoreError::Inconsistent("a job's instance is missing"))?;
     let (_, whole) =
         rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
@@ -119,7 +118,7 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
                 (job.answer, job.sealed) = (finish.open.clone(), finish.sealed.clone());
             }
             job.attempted_at = Some(finish.now);
-            job.state = schedule::JobState::Held;
+            job.state = JobState::Held;
             job.lease_until = None;
             job.note = Some(note.clone());
             rows.put_job(&job)?;
@@ -128,7 +127,7 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
         Err(error) => return Err(error),
     }
     let answer = KnownAnswer::Held(HELD.to_owned());
-    Ok(EndedAttempt { state: schedule::JobState::Held, answer, note: Some(note), wakes: false })
+    Ok(EndedAttempt { state: JobState::Held, answer, note: Some(note), wakes: false })
 }
 
 fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Result<Option<EndedAttempt>> {
@@ -148,7 +147,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
             if job.action == Action::SignOn =>
         {
             job.note = Some(note.clone());
-            end(&mut job, schedule::JobState::Dropped, finish.now);
+            end(&mut job, JobState::Dropped, finish.now);
             KnownAnswer::NotYet
         }
         AttemptEnd::Retry { error, after } => {
@@ -162,18 +161,18 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
         }
         AttemptEnd::Refused { reason } => {
             job.note = Some(reason.clone());
-            end(&mut job, schedule::JobState::Refused, finish.now);
+            end(&mut job, JobState::Refused, finish.now);
             KnownAnswer::Refused(Reason::HOOK, reason.clone())
         }
         AttemptEnd::Pending { note } => {
             job.note = Some(note.clone());
-            job.state = schedule::JobState::Pending;
+            job.state = JobState::Pending;
             job.lease_until = None;
             KnownAnswer::NotYet
         }
         // Our own stop, not a failure of the hook: no retry is spent.
         AttemptEnd::GivenBack => {
-            job.state = schedule::JobState::Queued;
+            job.state = JobState::Queued;
             job.lease_until = None;
             job.due_at = finish.now;
             KnownAnswer::NotYet
@@ -188,7 +187,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
             rows.put_reported(*number, finish.now)?;
         }
     }
-    let wakes = job.state == schedule::JobState::Queued || is_followed(rows, &job)?;
+    let wakes = job.state == JobState::Queued || is_followed(rows, &job)?;
     Ok(Some(EndedAttempt { state: job.state, answer, note: job.note, wakes }))
 }
 
@@ -197,7 +196,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
     let AttemptEnd::Done(answer) = &finish.end else { return Ok(()) };
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
-            let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+            let instance = rows.instance_of(job.instance)?;
             let default = instance.and_then(|row| row.marketplace_instance_id.or(row.instance.order_biz_id));
             job.proposed_id = answer.instance_id.clone().or(default);
             rows.put_job(&job)
@@ -216,15 +215,15 @@ pub(crate) fn complete(
     id: Option<&str>,
     now: Timestamp,
 ) -> Result<KnownAnswer> {
-    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let instance = rows.instance_of(job.instance)?;
     // A job outside the instance's queue, for example a sign-on, changes no instance.
     let (Some(mut row), true) = (instance.clone(), job.ordered) else {
-        end(job, schedule::JobState::Done, now);
+        end(job, JobState::Done, now);
         return Ok(KnownAnswer::Applied(Box::new(answer_of(job, instance.as_ref(), None))));
     };
     if job.action == Action::Create {
         if let Some(trouble) = name_instance(rows, job, &mut row, id)? {
-            job.state = schedule::JobState::Held;
+            job.state = JobState::Held;
             job.lease_until = None;
             job.note = Some(trouble);
             return Ok(KnownAnswer::Held(HELD.to_owned()));
@@ -239,7 +238,7 @@ pub(crate) fn complete(
         }
     }
     rows.put_instance(&row)?;
-    end(job, schedule::JobState::Done, now);
+    end(job, JobState::Done, now);
     job.note = None;
     Ok(KnownAnswer::Applied(Box::new(answer_of(job, Some(&row), None))))
 }

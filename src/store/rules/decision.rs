@@ -8,7 +8,7 @@ use crate::store::rows::{
     CallbackRow, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow, Read, Result,
 };
 use spid_core::lifecycle;
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_core::lifecycle::{
     Decision, Done, EarlierCallback, EarlierOutcome, QueuedJob, Reason, Subject, Verdict, View,
 };
@@ -189,7 +189,7 @@ fn earlier<'a>(rows: impl DoubleEndedIterator<Item = &'a CallbackAndJob> + Clone
 }
 
 fn has_done_job((_, job): &CallbackAndJob) -> bool {
-    job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done)
+    job.as_ref().is_some_and(|job| job.state == JobState::Done)
 }
 
 /// Returns true if a job that is done, or a reported result, shows that the request was carried out.
@@ -291,9 +291,9 @@ fn outcome_of(row: &CallbackRow, job: Option<&JobRow>) -> EarlierOutcome {
         (Disposition::Held, None) => EarlierOutcome::Held,
         (_, None) => EarlierOutcome::Void,
         (_, Some(job)) => match job.state {
-            schedule::JobState::Done => EarlierOutcome::Done(job.number),
-            schedule::JobState::Cancelled => EarlierOutcome::Superseded,
-            schedule::JobState::Refused => EarlierOutcome::RefusedByHook {
+            JobState::Done => EarlierOutcome::Done(job.number),
+            JobState::Cancelled => EarlierOutcome::Superseded,
+            JobState::Refused => EarlierOutcome::RefusedByHook {
                 at: job.ended_at.unwrap_or(job.created_at),
                 reason: job.note.clone().unwrap_or_default(),
             },
@@ -307,8 +307,8 @@ fn queued_job((job, callback): &(JobRow, Callback)) -> QueuedJob {
     QueuedJob {
         job: job.number,
         action: job.action,
-        running: job.state == schedule::JobState::Running,
-        dead: job.state == schedule::JobState::Dead,
+        running: job.state == JobState::Running,
+        dead: job.state == JobState::Dead,
         wants: match job.action == callback.action {
             true => Wants::of(callback),
             false => Wants::of(&callback.part(job.action)),

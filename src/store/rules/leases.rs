@@ -12,15 +12,14 @@ use crate::observe::metrics::{Metric, Metrics};
 use crate::store::LeasedJobs;
 use crate::store::StoreError;
 use crate::store::rows::{InstanceRow, JobRow, Read, ReadableJob, Result, Unreadable, Write};
-use spid_core::lifecycle::schedule;
-use spid_core::lifecycle::schedule::Progress;
+use spid_core::lifecycle::schedule::{JobState, Progress};
 use spid_hook::callback::Action;
 use spid_hook::time::plus_millis;
 
 /// Ends the leases that have run out, and returns these jobs to the queue.
 ///
-/// The (job, attempt) pairs in `in_flight` are left out, because the caller still runs them. Their lease can only have ended
-/// because the clock jumped or the disk was full.
+/// The (job, attempt) pairs in `in_flight` are left out, because the caller still runs them. Their lease can only have
+/// ended because the clock jumped or the disk was full.
 pub(crate) fn end_leases(
     rows: &mut dyn Write,
     in_flight: &[(i64, u32)],
@@ -128,7 +127,7 @@ fn lease_one(
     now: Timestamp,
 ) -> Result<Option<LeasedJob>> {
     let (origin, callback) = callback_of(rows, &job)?;
-    let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let mut instance = rows.instance_of(job.instance)?;
     let retrying = Retrying {
         endpoint: &origin.endpoint,
         account: &origin.account,
@@ -142,7 +141,7 @@ fn lease_one(
         rows.put_job(&job)?;
         return Ok(None);
     }
-    job.state = schedule::JobState::Running;
+    job.state = JobState::Running;
     job.attempts += 1;
     job.lease_until = Some(lease_until);
     rows.put_job(&job)?;
@@ -194,7 +193,7 @@ fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: 
     // The browser that waited has gone, so a sign-on is not tried again.
     if job.action == Action::SignOn {
         job.note = Some("the daemon stopped while the browser waited".to_owned());
-        end(&mut job, schedule::JobState::Dropped, now);
+        end(&mut job, JobState::Dropped, now);
     } else {
         // A lost attempt spends a retry. So a hook that kills the daemon each time ends dead, and not in a loop.
         let progress = Progress { step: job.step, extra: job.extra };
@@ -225,5 +224,5 @@ pub(crate) fn extend(rows: &mut dyn Write, in_flight: &[(i64, u32)], until: Time
 // Fence: only the last attempt of a running job may change it. A late end of an earlier attempt has no effect.
 pub(super) fn running_attempt(rows: &dyn Read, number: i64, attempt: u32) -> Result<Option<JobRow>> {
     let job = rows.job(number)?;
-    Ok(job.filter(|job| job.state == schedule::JobState::Running && job.attempts == attempt))
+    Ok(job.filter(|job| job.state == JobState::Running && job.attempts == attempt))
 }

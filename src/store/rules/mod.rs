@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use super::rows::{CallbackRow, JobRow, Result, Write};
 use super::{Postpone, Retrying, Schedules, StoreError};
 use spid_core::lifecycle::Policy;
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::{Answer, Callback, Outcome};
 use spid_hook::id::Id;
 use spid_hook::instance::Instance;
@@ -33,7 +33,7 @@ pub(crate) use leases::{Recovered, end_leases, extend, lease_due, recover};
 pub(crate) use nonces::{consume, is_copy};
 pub(crate) use queue::{LATER_PART, end, settle_queue_after};
 
-/// Reason code of a callback that an operator rejected: the code of [`Reason::Rejected`].
+/// Reason code of a callback that an operator rejected: the code of [`Rejected`](spid_core::lifecycle::Reason::Rejected).
 pub(super) const REJECTED: &str = "rejected";
 
 /// Reason code of a callback that an operator settled: success without running.
@@ -187,7 +187,7 @@ pub(crate) struct Finish {
 /// A job after the end of its attempt was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EndedAttempt {
-    pub(crate) state: schedule::JobState,
+    pub(crate) state: JobState,
     /// The answer that may be reported.
     pub(crate) answer: KnownAnswer,
     pub(crate) note: Option<String>,

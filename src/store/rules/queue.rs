@@ -8,7 +8,7 @@ use crate::store::StoreError;
 use crate::store::rows::{CallbackRow, JobRow, Read, Result, Unreadable, Write};
 use spid_core::lifecycle;
 use spid_core::lifecycle::schedule;
-use spid_core::lifecycle::schedule::Extra;
+use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Callback};
 use spid_hook::instance::Wants;
 
@@ -19,7 +19,7 @@ pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timesta
             return Ok(());
         }
         job.note = Some(format!("superseded by a later {by}"));
-        end(&mut job, schedule::JobState::Cancelled, now);
+        end(&mut job, JobState::Cancelled, now);
         rows.put_job(&job)?;
         end_later_parts(rows, &job, now)?;
     }
@@ -40,7 +40,7 @@ fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result
     for mut part in rows.queue_jobs(instance)? {
         if part.callback == job.callback && part.action != job.action && part.number > job.number {
             part.note = Some(format!("{LATER_PART} the {}, was not done", job.action));
-            end(&mut part, schedule::JobState::Cancelled, now);
+            end(&mut part, JobState::Cancelled, now);
             rows.put_job(&part)?;
             has_ended_any = true;
         }
@@ -52,7 +52,7 @@ fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result
     Ok(())
 }
 
-pub(crate) fn end(job: &mut JobRow, state: schedule::JobState, now: Timestamp) {
+pub(crate) fn end(job: &mut JobRow, state: JobState, now: Timestamp) {
     job.state = state;
     job.lease_until = None;
     job.ended_at = Some(now);
@@ -76,22 +76,22 @@ pub(super) fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
 pub(super) fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<bool> {
     let due = schedule::forward_due(job.attempted_at, now);
     // A job without an attempt is due at once. A later due time comes from a postponement, or from a clock set back.
-    let is_untried = job.state == schedule::JobState::Queued && job.attempts == 0;
+    let is_untried = job.state == JobState::Queued && job.attempts == 0;
     if is_untried && job.due_at > now {
         job.due_at = now;
         rows.put_job(&job)?;
         return Ok(true);
     }
-    if is_untried || job.state == schedule::JobState::Queued && job.due_at <= due {
+    if is_untried || job.state == JobState::Queued && job.due_at <= due {
         return Ok(false);
     }
     // The attempt is unscheduled. A job that was dead stays marked, so that another failure makes it dead again.
     job.extra = match job.state {
-        schedule::JobState::Dead => Extra::Dead,
+        JobState::Dead => Extra::Dead,
         _ if job.extra == Extra::Dead => Extra::Dead,
         _ => Extra::Waiting,
     };
-    job.state = schedule::JobState::Queued;
+    job.state = JobState::Queued;
     job.due_at = due;
     rows.put_job(&job)?;
     Ok(true)
@@ -132,14 +132,14 @@ pub(super) fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
 /// * If a create ends undone, every other job except a release is canceled.
 pub(crate) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
-    if job.state == schedule::JobState::Done || job.state == schedule::JobState::Running {
+    if job.state == JobState::Done || job.state == JobState::Running {
         return Ok(());
     }
     let queue = rows.queue_jobs(instance)?;
     let releasing = queue.iter().any(|other| other.action == Action::Release && other.number != job.number);
     let mut behind = queue.iter().filter(|other| other.number > job.number);
     let wanted = match job.state {
-        schedule::JobState::Dead => wants_of(rows, job)?,
+        JobState::Dead => wants_of(rows, job)?,
         _ => None,
     };
     let superseded = wanted.is_some_and(|wanted| {
@@ -147,10 +147,10 @@ pub(crate) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Ti
     });
     if releasing && job.state.is_live() {
         job.note = Some("superseded by a later release".to_owned());
-        end(job, schedule::JobState::Cancelled, now);
-    } else if superseded && job.state == schedule::JobState::Dead {
+        end(job, JobState::Cancelled, now);
+    } else if superseded && job.state == JobState::Dead {
         job.note = Some("dead, and superseded by a later job".to_owned());
-        end(job, schedule::JobState::Cancelled, now);
+        end(job, JobState::Cancelled, now);
     }
     if !job.state.is_live() {
         end_later_parts(rows, job, now)?;
@@ -168,6 +168,6 @@ pub(crate) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Ti
 
 fn cancel_behind(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<()> {
     job.note = Some("its instance was not created".to_owned());
-    end(&mut job, schedule::JobState::Cancelled, now);
+    end(&mut job, JobState::Cancelled, now);
     rows.put_job(&job)
 }

@@ -1,94 +1,54 @@
-//! Numbers of states, dispositions and actions in SQL text. A test compares them with the enums.
+//! Numbers under which states, dispositions and actions are stored, for SQL text. They are the order of the enums.
+//!
+//! SQLite uses a partial index only if the query has the same literal as the index, so these numbers are no parameters.
 
-/// Number of a state of an instance or a job, of a disposition, or of an action, as SQL text.
-///
-/// SQLite uses a partial index only if the query has the same literal as the index, so these numbers are no parameters.
-macro_rules! code {
-    (instance Released) => {
-        "3"
-    };
-    (job Queued) => {
-        "0"
-    };
-    (job Running) => {
-        "1"
-    };
-    (job Done) => {
-        "5"
-    };
-    (job Refused) => {
-        "6"
-    };
-    (disposition Job) => {
-        "0"
-    };
-    (disposition Held) => {
-        "1"
-    };
-    (disposition Refused) => {
-        "2"
-    };
-    (disposition Recorded) => {
-        "3"
-    };
-    (action SignOn) => {
-        "6"
-    };
-    (action Payment) => {
-        "7"
-    };
-    (action Query) => {
-        "8"
-    };
-}
+use crate::store::rows::Disposition;
+use spid_core::lifecycle::schedule::JobState;
+use spid_hook::callback::Action;
+use spid_hook::instance::State;
 
-/// SQL condition for a job that has not ended: all such states come before `Done`.
-macro_rules! is_live {
-    () => {
-        concat!("state < ", code!(job Done))
-    };
-    ($table:literal) => {
-        concat!($table, ".state < ", code!(job Done))
-    };
-}
+pub(super) const RELEASED: i64 = State::Released as i64;
+
+pub(super) const QUEUED: i64 = JobState::Queued as i64;
+pub(super) const RUNNING: i64 = JobState::Running as i64;
+pub(super) const JOB_HELD: i64 = JobState::Held as i64;
+/// The first state of a job that has ended. A job that has not ended has a lower number.
+pub(super) const DONE: i64 = JobState::Done as i64;
+pub(super) const JOB_REFUSED: i64 = JobState::Refused as i64;
+/// The highest state of a job. A higher number comes from a newer spid.
+pub(super) const CANCELLED: i64 = JobState::Cancelled as i64;
+
+pub(super) const WITH_JOB: i64 = Disposition::Job as i64;
+pub(super) const HELD: i64 = Disposition::Held as i64;
+pub(super) const REFUSED: i64 = Disposition::Refused as i64;
+pub(super) const RECORDED: i64 = Disposition::Recorded as i64;
+
+pub(super) const SIGN_ON: i64 = Action::SignOn as i64;
+pub(super) const PAYMENT: i64 = Action::Payment as i64;
+pub(super) const QUERY: i64 = Action::Query as i64;
+
+/// Instance states, in the order of their numbers.
+pub(super) const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
 #[cfg(test)]
 mod tests {
-    use super::super::read::{STATES, position};
-    use crate::store::rows::Disposition;
-    use spid_core::lifecycle::schedule::JobState;
-    use spid_hook::callback::Action;
-    use spid_hook::instance::State;
+    use super::*;
+    use spid_core::lifecycle::schedule::Extra;
 
+    /// Databases hold these numbers, so they must never change.
     #[test]
-    fn the_numbers_in_sql_are_those_of_the_enums() {
-        for (code, state) in [
-            (code!(job Queued), JobState::Queued),
-            (code!(job Running), JobState::Running),
-            (code!(job Done), JobState::Done),
-            (code!(job Refused), JobState::Refused),
-        ] {
-            assert_eq!(code, position(&JobState::ALL, &state).to_string(), "{state:?}");
-        }
-        for (code, disposition) in [
-            (code!(disposition Job), Disposition::Job),
-            (code!(disposition Held), Disposition::Held),
-            (code!(disposition Refused), Disposition::Refused),
-            (code!(disposition Recorded), Disposition::Recorded),
-        ] {
-            assert_eq!(code, position(&Disposition::ALL, &disposition).to_string(), "{disposition:?}");
-        }
-        for (code, action) in [
-            (code!(action SignOn), Action::SignOn),
-            (code!(action Payment), Action::Payment),
-            (code!(action Query), Action::Query),
-        ] {
-            assert_eq!(code, position(&Action::ALL, &action).to_string(), "{action:?}");
-        }
-        assert_eq!(code!(instance Released), position(&STATES, &State::Released).to_string());
-        let done = position(&JobState::ALL, &JobState::Done);
+    fn the_stored_numbers_are_the_order_of_the_enums() {
+        assert_eq!(STATES.map(|state| state as i64), [0, 1, 2, 3]);
+        assert_eq!(JobState::ALL.map(|state| state as i64), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(Extra::ALL.map(|extra| extra as i64), [0, 1, 2]);
+        assert_eq!(Disposition::ALL.map(|disposition| disposition as i64), [0, 1, 2, 3]);
+        assert_eq!(Action::ALL.map(|action| action as i64), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(
+            (JobState::ALL.last(), JobState::Cancelled as i64),
+            (Some(&JobState::Cancelled), CANCELLED)
+        );
         for state in JobState::ALL {
-            assert_eq!(state.is_live(), position(&JobState::ALL, &state) < done, "{state:?}");
+            assert_eq!(state.is_live(), (state as i64) < DONE, "{state:?}");
         }
     }
 }

@@ -9,8 +9,9 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
+use super::codes::DONE;
 use super::files::{InodeLock, has_stamp_line, is_held_beside, lock_path, stamp_line};
-use super::read::{position, read_instance, read_sealed};
+use super::read::{INSTANCE_COLUMNS, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::observe::files;
 use crate::observe::limits;
@@ -123,7 +124,7 @@ impl Sqlite {
     }
 
     pub(in crate::store) fn put_sealed(&self, job: i64, sealed: Option<&[u8]>) -> Result<()> {
-        self.run("UPDATE job SET sealed = ?2 WHERE number = ?1", rusqlite::params![job, sealed]).map(drop)
+        self.run("UPDATE job SET sealed = ?2 WHERE number = ?1", rusqlite::params![job, sealed])
     }
 
     /// Prepares this connection for deletions: deleted data is overwritten, and the connection waits longer for its
@@ -160,7 +161,7 @@ impl Sqlite {
     ) -> Result<Vec<i64>> {
         let sql = "SELECT number FROM callback WHERE number > ?1 AND last_received_at < ?2
                    AND disposition <> ?3 ORDER BY number LIMIT ?4";
-        let held = position(&Disposition::ALL, &Disposition::Held);
+        let held = Disposition::Held as i64;
         self.many(sql, [after, before.as_millisecond(), held, limit as i64], |row| row.get(0))
     }
 
@@ -171,16 +172,16 @@ impl Sqlite {
     }
 
     /// Deletes the attempts of a job, and returns their number.
-    pub(in crate::store) fn remove_attempts(&self, job: i64) -> Result<usize> {
+    pub(in crate::store) fn remove_attempts(&self, job: i64) -> Result<()> {
         self.run("DELETE FROM attempt WHERE job = ?1", [job])
     }
 
     pub(in crate::store) fn remove_job(&self, number: i64) -> Result<()> {
-        self.run("DELETE FROM job WHERE number = ?1", [number]).map(drop)
+        self.run("DELETE FROM job WHERE number = ?1", [number])
     }
 
     pub(in crate::store) fn remove_callback(&self, number: i64) -> Result<()> {
-        self.run("DELETE FROM callback WHERE number = ?1", [number]).map(drop)
+        self.run("DELETE FROM callback WHERE number = ?1", [number])
     }
 
     /// Rewrites the file with `VACUUM`: no unused pages, and no traces of deleted or overwritten data. Other
@@ -233,10 +234,12 @@ impl Sqlite {
              JOIN instance ON instance.number = purchase.instance
              WHERE purchase.order_id IS NOT instance.order_id",
         )?;
-        let owed =
-            concat!("SELECT DISTINCT instance FROM job WHERE ", is_live!(), " AND instance IS NOT NULL");
+        let owed = &format!(
+            "SELECT DISTINCT instance
+             FROM job WHERE state < {DONE} AND instance IS NOT NULL"
+        );
         let owed: HashSet<i64> = self.many(owed, [], |row| row.get(0))?.into_iter().collect();
-        let sql = concat!("SELECT ", instance_columns!(), " FROM instance ORDER BY number");
+        let sql = &format!("SELECT {INSTANCE_COLUMNS} FROM instance ORDER BY number");
         let mut statement = self.statement(sql)?;
         let mut rows = statement.query([]).map_err(StoreError::from)?;
         while let Some(row) = rows.next().map_err(StoreError::from)? {

@@ -7,30 +7,27 @@ use rusqlite::types::{FromSql, Type, Value, ValueRef};
 use rusqlite::{Row, params, params_from_iter};
 
 use super::Sqlite;
+use super::codes::{
+    CANCELLED, DONE, HELD, JOB_REFUSED, PAYMENT, QUERY, QUEUED, RECORDED, REFUSED, RELEASED, RUNNING,
+    SIGN_ON, STATES, WITH_JOB,
+};
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
     AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow,
     KeyUse, Read, ReadableJob, Result, Totals, Unreadable,
 };
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State};
 use spid_hook::time::from_millis;
-
-/// Instance states, each at the index that the database stores.
-pub(super) const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
 fn at_position<T: Copy>(all: &[T], position: Option<i64>) -> Option<T> {
     position
         .and_then(|position| usize::try_from(position).ok())
         .and_then(|position| all.get(position))
         .copied()
-}
-
-pub(super) fn position<T: PartialEq>(all: &[T], value: &T) -> i64 {
-    all.iter().position(|other| other == value).map_or(-1, |position| position as i64)
 }
 
 /// Cursor over the columns of one row, read in order. Access by name would search all columns, for every row of every
@@ -115,17 +112,13 @@ pub(super) fn millis(at: Option<Timestamp>) -> Option<i64> {
 }
 
 /// Columns of an instance, in the order they are read.
-macro_rules! instance_columns {
-    () => {
-        "instance.number, instance.created_by, instance.public_id, instance.id, instance.order_biz_id, instance.state,
+pub(super) const INSTANCE_COLUMNS: &str = "instance.number, instance.created_by, instance.public_id, instance.id, instance.order_biz_id, instance.state,
          instance.account, instance.endpoint, instance.buyer, instance.product, instance.sku,
          instance.order_id, instance.trial, instance.expires_on, instance.expires_on_raw, instance.items,
          instance.began, instance.tombstone, instance.adopted, instance.converted, instance.claimed_at, instance.tenant,
-         instance.created_at, instance.updated_at"
-    };
-}
+         instance.created_at, instance.updated_at";
 
-/// Number of columns in `instance_columns!`.
+/// Number of columns in [`INSTANCE_COLUMNS`].
 const INSTANCE_COLUMNS_COUNT: usize = 24;
 
 pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
@@ -165,16 +158,13 @@ fn read_items(columns: &mut Columns<'_>) -> rusqlite::Result<BTreeMap<String, St
 }
 
 /// Columns of a callback, in the order they are read. Queries that need the body append it.
-macro_rules! callback_columns {
-    () => {
-        "callback.number, callback.account, callback.endpoint, callback.key_label, callback.occurrence,
+const CALLBACK_COLUMNS: &str =
+    "callback.number, callback.account, callback.endpoint, callback.key_label, callback.occurrence,
          callback.instance, callback.job, callback.action, callback.disposition, callback.reason_code,
          callback.reason, callback.received_at, callback.last_received_at, callback.deliveries,
-         callback.budget, callback.told_at, callback.dismissed_at"
-    };
-}
+         callback.budget, callback.told_at, callback.dismissed_at";
 
-/// Number of columns in `callback_columns!`.
+/// Number of columns in [`CALLBACK_COLUMNS`].
 const CALLBACK_COLUMNS_COUNT: usize = 17;
 
 fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
@@ -233,33 +223,26 @@ struct Version {
     version: u32,
 }
 
-/// SQL expression for the number of the next row of a table.
+/// Returns the SQL expression for the number of the next row of a table.
 ///
 /// The number is higher than every existing row and every deleted row, which SQLite remembers in `sqlite_sequence`.
 /// Rows edited or removed by hand must not block later inserts. So the expression ignores values that are not integers,
 /// and numbers from 2^53 - 1 upwards. Nothing could follow those, because JSON has no higher integers.
-macro_rules! next_number {
-    ($table:literal) => {
-        concat!(
-            "1 + max(0, coalesce((SELECT max(number) FROM ",
-            $table,
-            " WHERE number < 9007199254740991), 0), coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = '",
-            $table,
-            "' AND typeof(seq) = 'integer' AND seq < 9007199254740991), 0))"
-        )
-    };
+pub(super) fn next_number(table: &str) -> String {
+    format!(
+        "1 + max(0, coalesce((SELECT max(number) FROM {table} WHERE number < 9007199254740991), 0),
+           coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = '{table}'
+             AND typeof(seq) = 'integer' AND seq < 9007199254740991), 0))"
+    )
 }
 
 /// Columns of a job, in the order they are read.
-macro_rules! job_columns {
-    () => {
-        "job.number, job.id, job.callback, job.instance, job.in_lane, job.action, job.state, job.attempts,
+const JOB_COLUMNS: &str =
+    "job.number, job.id, job.callback, job.instance, job.in_lane, job.action, job.state, job.attempts,
          job.step, job.extra, job.due_at, job.lease_until, job.attempted_at, job.note, job.answer,
-         job.sealed, job.proposed_id, job.created_at, job.ended_at"
-    };
-}
+         job.sealed, job.proposed_id, job.created_at, job.ended_at";
 
-/// Number of columns in `job_columns!`.
+/// Number of columns in [`JOB_COLUMNS`].
 const JOB_COLUMNS_COUNT: usize = 19;
 
 fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
@@ -276,10 +259,10 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
         instance: columns.next()?,
         ordered: columns.next()?,
         action: columns.one_of(&Action::ALL)?,
-        state: columns.one_of(&schedule::JobState::ALL)?,
+        state: columns.one_of(&JobState::ALL)?,
         attempts: columns.next()?,
         step: columns.next()?,
-        extra: columns.one_of(&schedule::Extra::ALL)?,
+        extra: columns.one_of(&Extra::ALL)?,
         due_at: columns.instant()?,
         lease_until: columns.instant_or_none()?,
         attempted_at: columns.instant_or_none()?,
@@ -336,47 +319,42 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
 }
 
 /// Due jobs. Jobs behind another one in their instance's queue are not in the index that this query reads.
-pub(super) const DUE: &str = concat!(
-    "SELECT ",
-    job_columns!(),
-    " FROM job WHERE state = ",
-    code!(job Queued),
-    " AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
-);
+pub(super) fn due_sql() -> String {
+    format!(
+        "SELECT {JOB_COLUMNS}
+             FROM job
+             WHERE state = {QUEUED} AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
+    )
+}
 
 /// Due time of the next job that is not blocked and not due yet.
-pub(super) const NEXT_DUE: &str = concat!(
-    "SELECT min(due_at) FROM job WHERE state = ",
-    code!(job Queued),
-    " AND blocked = 0 AND due_at > ?1"
-);
+pub(super) fn next_due_sql() -> String {
+    format!(
+        "SELECT min(due_at) FROM job
+             WHERE state = {QUEUED} AND blocked = 0 AND due_at > ?1"
+    )
+}
 
 /// Condition for a callback of a marketplace that succeeded and is not reported: its job succeeded, or an operator's
 /// approval found nothing left to do. Every other callback without a job is reported in the commit that records it.
-const IS_UNREPORTED: &str = concat!(
-    "(told_at IS NULL AND deliveries > 0 AND (disposition = ",
-    code!(disposition Recorded),
-    " OR disposition = ",
-    code!(disposition Job),
-    " AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = ",
-    code!(job Done),
-    ")))"
-);
+fn is_unreported_sql() -> String {
+    format!(
+        "(told_at IS NULL AND deliveries > 0
+             AND (disposition = {RECORDED} OR disposition = {WITH_JOB}
+               AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = {DONE})))"
+    )
+}
 
 /// Highest count of deliveries, and highest part of the delivery limit, of the callbacks that still wait for an answer.
 /// A refused, dropped or canceled callback had its answer, so further deliveries of it change nothing.
-const DELIVERIES_USED: &str = concat!(
-    "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
-     WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> ",
-    code!(disposition Refused),
-    " AND (disposition <> ",
-    code!(disposition Job),
-    " OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND (",
-    is_live!("job"),
-    " OR job.state = ",
-    code!(job Done),
-    ")))"
-);
+fn deliveries_used_sql() -> String {
+    format!(
+        "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
+             WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> {REFUSED}
+             AND (disposition <> {WITH_JOB}
+               OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state <= {DONE}))"
+    )
+}
 
 /// Conditions of a list query, added one by one, with their parameters.
 struct Conditions {
@@ -424,17 +402,16 @@ impl Conditions {
 impl Read for Sqlite {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
         self.one(
-            concat!("SELECT ", instance_columns!(), " FROM instance WHERE number = ?1"),
+            &format!("SELECT {INSTANCE_COLUMNS} FROM instance WHERE number = ?1"),
             [number],
             read_instance,
         )
     }
 
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
-        let sql = concat!(
-            "SELECT ",
-            instance_columns!(),
-            ", name.account FROM name LEFT JOIN instance ON instance.number = name.instance
+        let sql = &format!(
+            "SELECT {INSTANCE_COLUMNS}, name.account
+             FROM name LEFT JOIN instance ON instance.number = name.instance
              WHERE name.name = ?1 ORDER BY instance.number"
         );
         let (found, mut unreadable) = self.partition(sql, [name], |row| match row.get_ref(0)? {
@@ -453,7 +430,7 @@ impl Read for Sqlite {
     }
 
     fn unreadable_instances(&self) -> Result<Vec<Unreadable>> {
-        let sql = concat!("SELECT ", instance_columns!(), " FROM instance ORDER BY number");
+        let sql = &format!("SELECT {INSTANCE_COLUMNS} FROM instance ORDER BY number");
         let (_, unreadable) = self.partition(sql, [], |row| read_instance(row).map(drop))?;
         Ok(unreadable)
     }
@@ -467,12 +444,9 @@ impl Read for Sqlite {
     }
 
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
-        let sql = concat!(
-            "SELECT ",
-            instance_columns!(),
-            ", EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND ",
-            is_live!("job"),
-            " AND job.in_lane = 1)
+        let sql = &format!(
+            "SELECT {INSTANCE_COLUMNS},
+               EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < {DONE} AND job.in_lane = 1)
              FROM name LEFT JOIN instance ON instance.number = name.instance
              WHERE name.account = ?1 AND name.name = ?2"
         );
@@ -515,13 +489,10 @@ impl Read for Sqlite {
 
     fn queue(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.many(
-            concat!(
-                "SELECT ",
-                job_columns!(),
-                ", callback.body FROM job JOIN callback ON callback.number = job.callback
-                 WHERE job.instance = ?1 AND ",
-                is_live!("job"),
-                " AND job.in_lane = 1 ORDER BY job.number"
+            &format!(
+                "SELECT {JOB_COLUMNS}, callback.body
+             FROM job JOIN callback ON callback.number = job.callback
+             WHERE job.instance = ?1 AND job.state < {DONE} AND job.in_lane = 1 ORDER BY job.number"
             ),
             [instance],
             |row| {
@@ -534,12 +505,9 @@ impl Read for Sqlite {
 
     fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
         self.many(
-            concat!(
-                "SELECT ",
-                job_columns!(),
-                " FROM job WHERE instance = ?1 AND ",
-                is_live!(),
-                " AND in_lane = 1 ORDER BY number"
+            &format!(
+                "SELECT {JOB_COLUMNS}
+             FROM job WHERE instance = ?1 AND state < {DONE} AND in_lane = 1 ORDER BY number"
             ),
             [instance],
             read_job,
@@ -547,8 +515,10 @@ impl Read for Sqlite {
     }
 
     fn has_queue(&self, instance: i64) -> Result<bool> {
-        let sql =
-            concat!("SELECT 1 FROM job WHERE instance = ?1 AND ", is_live!(), " AND in_lane = 1 LIMIT 1");
+        let sql = &format!(
+            "SELECT 1 FROM job WHERE instance = ?1 AND state < {DONE}
+             AND in_lane = 1 LIMIT 1"
+        );
         Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
     }
 
@@ -558,40 +528,37 @@ impl Read for Sqlite {
     }
 
     fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-        let sql = concat!(
-            "SELECT ",
-            callback_columns!(),
-            ", ",
-            job_columns!(),
-            " FROM callback LEFT JOIN job ON job.number = callback.job
+        let sql = &format!(
+            "SELECT {CALLBACK_COLUMNS}, {JOB_COLUMNS}
+             FROM callback LEFT JOIN job ON job.number = callback.job
              WHERE callback.occurrence = ?1 ORDER BY callback.number"
         );
         self.many(sql, [key], read_callback_and_job)
     }
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
-        let sql = concat!("SELECT ", callback_columns!(), ", body FROM callback WHERE number = ?1");
+        let sql = &format!("SELECT {CALLBACK_COLUMNS}, body FROM callback WHERE number = ?1");
         self.one(sql, [number], |row| {
             Ok((read_callback(row)?, read_body(row, CALLBACK_COLUMNS_COUNT, number)?))
         })
     }
 
     fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
-        let sql = concat!("SELECT ", callback_columns!(), " FROM callback WHERE number = ?1");
+        let sql = &format!("SELECT {CALLBACK_COLUMNS} FROM callback WHERE number = ?1");
         self.one(sql, [number], read_callback)
     }
 
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
-        self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE number = ?1"), [number], read_job)
+        self.one(&format!("SELECT {JOB_COLUMNS} FROM job WHERE number = ?1"), [number], read_job)
     }
 
     fn next_job(&self) -> Result<i64> {
-        let next = self.one(concat!("SELECT ", next_number!("job")), [], |row| row.get(0))?;
+        let next = self.one(&format!("SELECT {}", next_number("job")), [], |row| row.get(0))?;
         next.ok_or(StoreError::Inconsistent("a job has no number"))
     }
 
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
-        self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1"), [id.as_bytes()], read_job)
+        self.one(&format!("SELECT {JOB_COLUMNS} FROM job WHERE id = ?1"), [id.as_bytes()], read_job)
     }
 
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>> {
@@ -599,25 +566,24 @@ impl Read for Sqlite {
         // Skipped jobs are still due and sort first, so read that many more rows.
         let skipped = self.skipped.borrow();
         let with_skipped = limit.saturating_add(skipped.len() as i64);
-        let mut due = self.many(DUE, [now.as_millisecond(), with_skipped], read_readable)?;
+        let mut due = self.many(&due_sql(), [now.as_millisecond(), with_skipped], read_readable)?;
         due.retain(|job| !skipped.contains(&number_of(job)));
         due.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         Ok(due)
     }
 
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
-        let next = self.one(NEXT_DUE, [now.as_millisecond()], |row| Ok(integer(row, 0)))?;
+        let next = self.one(&next_due_sql(), [now.as_millisecond()], |row| Ok(integer(row, 0)))?;
         Ok(next.flatten().map(from_millis))
     }
 
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         let mut running = self.many(
-            concat!(
-                "SELECT ",
-                job_columns!(),
-                " FROM job WHERE state = ",
-                code!(job Running),
-                " AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
+            &format!(
+                "SELECT {JOB_COLUMNS}
+             FROM job
+             WHERE state = {RUNNING}
+             AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
             ),
             [millis(ended_before)],
             read_readable,
@@ -629,18 +595,18 @@ impl Read for Sqlite {
 
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
         let mut conditions = Conditions::new(filter);
-        conditions.add("state = ?", filter.state.map(|state| position(&STATES, &state)));
+        conditions.add("state = ?", filter.state.map(|state| state as i64));
         conditions.add("account = ?", filter.account.clone());
         if let Some(text) = &filter.search {
             conditions.search(text);
         }
         // A released instance has no term that can end.
         if let Some((from, to)) = filter.expires {
-            conditions.sql.push_str(concat!(" AND state <> ", code!(instance Released)));
+            conditions.sql.push_str(&format!(" AND state <> {RELEASED}"));
             conditions.add("expires_on >= ?", Some(from.as_millisecond()));
             conditions.add("expires_on < ?", Some(to.as_millisecond()));
         }
-        let (sql, values) = conditions.query(instance_columns!(), "instance", filter.limit);
+        let (sql, values) = conditions.query(INSTANCE_COLUMNS, "instance", filter.limit);
         self.readable(&sql, params_from_iter(values), read_instance)
     }
 
@@ -648,14 +614,10 @@ impl Read for Sqlite {
         let mut conditions = Conditions::new(filter);
         conditions.add("instance = ?", filter.instance);
         if !filter.jobs.is_empty() {
-            let numbers: Vec<String> = filter
-                .jobs
-                .iter()
-                .map(|state| position(&schedule::JobState::ALL, state).to_string())
-                .collect();
+            let numbers: Vec<String> = filter.jobs.iter().map(|state| (*state as i64).to_string()).collect();
             conditions.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
         }
-        let (sql, values) = conditions.query(job_columns!(), "job", filter.limit);
+        let (sql, values) = conditions.query(JOB_COLUMNS, "job", filter.limit);
         self.readable(&sql, params_from_iter(values), read_job)
     }
 
@@ -666,27 +628,24 @@ impl Read for Sqlite {
         match filter.disposition {
             // A literal instead of a parameter lets SQLite use the partial index of held callbacks.
             Some(Disposition::Held) => {
-                conditions.sql.push_str(concat!(" AND disposition = ", code!(disposition Held)));
+                conditions.sql.push_str(&format!(" AND disposition = {HELD}"));
             }
-            other => conditions
-                .add("disposition = ?", other.map(|disposition| position(&Disposition::ALL, &disposition))),
+            other => conditions.add("disposition = ?", other.map(|disposition| disposition as i64)),
         }
         if filter.unreported {
-            conditions.sql.push_str(&format!(" AND {IS_UNREPORTED}"));
+            conditions.sql.push_str(&format!(" AND {}", is_unreported_sql()));
         }
-        let (sql, values) = conditions.query(callback_columns!(), "callback", filter.limit);
+        let (sql, values) = conditions.query(CALLBACK_COLUMNS, "callback", filter.limit);
         self.readable(&sql, params_from_iter(values), read_callback)
     }
 
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         // Three queries, because each has its own index. Sign-ons and queries need no person.
         let find = |condition: &str| {
-            let columns = concat!(callback_columns!(), ", ", job_columns!());
-            let harmless = concat!(code!(action SignOn), ", ", code!(action Query));
             let sql = format!(
-                "SELECT {columns} FROM callback LEFT JOIN job ON job.number = callback.job
-                 WHERE {condition} AND callback.dismissed_at IS NULL AND callback.action NOT IN ({harmless})
-                 ORDER BY callback.number"
+                "SELECT {CALLBACK_COLUMNS}, {JOB_COLUMNS} FROM callback LEFT JOIN job ON job.number = callback.job
+                 WHERE {condition} AND callback.dismissed_at IS NULL
+                 AND callback.action NOT IN ({SIGN_ON}, {QUERY}) ORDER BY callback.number"
             );
             self.readable(&sql, [], read_callback_and_job)
         };
@@ -696,12 +655,9 @@ impl Read for Sqlite {
             "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
         found.extend(find(noticed)?);
         // The marketplace heard success before the hook ran, so only the seller can hear that the hook refused.
-        found.extend(find(concat!(
-            "job.action = ",
-            code!(action Payment),
-            " AND job.state = ",
-            code!(job Refused),
-            " AND callback.told_at IS NOT NULL"
+        found.extend(find(&format!(
+            "job.action = {PAYMENT} AND job.state = {JOB_REFUSED}
+             AND callback.told_at IS NOT NULL"
         ))?);
         found.sort_by_key(|(row, _)| row.number);
         Ok(found)
@@ -733,10 +689,11 @@ impl Read for Sqlite {
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
         // `expires_on / DAY_MS` is the day, counted from 1970-01-01 in UTC.
         self.many(
-            concat!(
-                "SELECT expires_on / ?1, count(*) FROM instance WHERE state <> ",
-                code!(instance Released),
-                " AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1"
+            &format!(
+                "SELECT expires_on / ?1, count(*)
+             FROM instance
+             WHERE state <> {RELEASED} AND expires_on >= ?2 * ?1
+             AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1"
             ),
             [DAY_MS, first, end],
             |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())),
@@ -764,31 +721,29 @@ impl Read for Sqlite {
             *totals.instances.entry(state).or_default() += count;
         }
         // Jobs that have not ended, and jobs in a state that this spid does not know.
-        let newest = position(&schedule::JobState::ALL, &schedule::JobState::Cancelled);
-        let sql = concat!("SELECT state, count(*) FROM job WHERE ", is_live!(), " OR state > ");
-        for (state, count) in self.counts(&format!("{sql}{newest} GROUP BY state"))? {
-            let state = at_position(&schedule::JobState::ALL, state);
-            *totals.jobs.entry(state.map_or(UNKNOWN_STATE, schedule::JobState::as_str)).or_default() += count;
+        let sql = &format!(
+            "SELECT state, count(*) FROM job WHERE state < {DONE} OR state > {CANCELLED} GROUP BY state"
+        );
+        for (state, count) in self.counts(sql)? {
+            let state = at_position(&JobState::ALL, state);
+            *totals.jobs.entry(state.map_or(UNKNOWN_STATE, JobState::as_str)).or_default() += count;
         }
-        let held = concat!("SELECT count(*) FROM callback WHERE disposition = ", code!(disposition Held));
+        let held = &format!("SELECT count(*) FROM callback WHERE disposition = {HELD}");
         totals.held = self.count(held)?;
-        totals.unreported = self.count(&format!("SELECT count(*) FROM callback WHERE {IS_UNREPORTED}"))?;
+        totals.unreported =
+            self.count(&format!("SELECT count(*) FROM callback WHERE {}", is_unreported_sql()))?;
         // The second condition lets SQLite use the index of live jobs.
-        let queued = self.earliest(concat!(
-            "SELECT min(created_at) FROM job WHERE state = ",
-            code!(job Queued),
-            " AND ",
-            is_live!()
+        let queued = self.earliest(&format!(
+            "SELECT min(created_at)
+             FROM job WHERE state = {QUEUED} AND state < {DONE}"
         ))?;
-        let running =
-            self.earliest(concat!("SELECT min(created_at) FROM job WHERE state = ", code!(job Running)))?;
+        let running = self.earliest(&format!("SELECT min(created_at) FROM job WHERE state = {RUNNING}"))?;
         totals.oldest_job = queued.into_iter().chain(running).min();
-        totals.next_due = self.earliest(concat!(
-            "SELECT min(due_at) FROM job WHERE state = ",
-            code!(job Queued),
-            " AND blocked = 0"
+        totals.next_due = self.earliest(&format!(
+            "SELECT min(due_at) FROM job
+             WHERE state = {QUEUED} AND blocked = 0"
         ))?;
-        let used = self.one(DELIVERIES_USED, [], |row| {
+        let used = self.one(&deliveries_used_sql(), [], |row| {
             Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten()))
         })?;
         let (deliveries, ratio) = used.unwrap_or_default();
@@ -803,9 +758,9 @@ impl Read for Sqlite {
             if served.contains(&account.as_str()) {
                 continue;
             }
-            let sql = concat!(
-                "SELECT count(*) FROM instance WHERE account = ?1 AND state <> ",
-                code!(instance Released)
+            let sql = &format!(
+                "SELECT count(*) FROM instance
+             WHERE account = ?1 AND state <> {RELEASED}"
             );
             let count = self.one(sql, [&account], |row| row.get::<_, i64>(0))?.unwrap_or(0);
             if count > 0 {
@@ -816,17 +771,14 @@ impl Read for Sqlite {
     }
 }
 
-macro_rules! accounts {
-    ($table:literal) => {
-        concat!(
-            "WITH RECURSIVE found(account) AS (SELECT min(account) FROM ",
-            $table,
-            " UNION ALL SELECT (SELECT min(account) FROM ",
-            $table,
-            " WHERE account > found.account) FROM found WHERE found.account IS NOT NULL)
-             SELECT account FROM found WHERE account IS NOT NULL"
-        )
-    };
+/// Returns the query for the accounts of a table that is sorted by account.
+fn accounts_sql(table: &str) -> String {
+    format!(
+        "WITH RECURSIVE found(account) AS (SELECT min(account) FROM {table}
+           UNION ALL SELECT (SELECT min(account) FROM {table} WHERE account > found.account)
+           FROM found WHERE found.account IS NOT NULL)
+         SELECT account FROM found WHERE account IS NOT NULL"
+    )
 }
 
 /// Word for a stored state that this spid does not know.
@@ -854,8 +806,8 @@ impl Sqlite {
     /// million rows to find three accounts. An unreadable account is logged and left out.
     fn accounts(&self) -> Result<BTreeSet<String>> {
         let mut accounts = BTreeSet::new();
-        for (table, sql) in [("name", accounts!("name")), ("purchase", accounts!("purchase"))] {
-            accounts.extend(self.readable(sql, [], |row| Columns::of(table, row).next())?);
+        for table in ["name", "purchase"] {
+            accounts.extend(self.readable(&accounts_sql(table), [], |row| Columns::of(table, row).next())?);
         }
         Ok(accounts)
     }

@@ -4,26 +4,26 @@ use jiff::Timestamp;
 use rusqlite::{ErrorCode, Params, params};
 
 use super::Sqlite;
-use super::read::{STATES, dangling_reference, millis, position};
+use super::codes::{DONE, JOB_HELD, QUEUED};
+use super::read::{dangling_reference, millis, next_number};
 use crate::store::StoreError;
-use crate::store::rows::{
-    AttemptRow, AuditEntry, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,
-};
-use spid_core::lifecycle::schedule;
-use spid_hook::callback::{Action, Callback};
+use crate::store::rows::{AttemptRow, AuditEntry, CallbackRow, InstanceRow, JobRow, KeyUse, Result, Write};
+use spid_core::lifecycle::schedule::JobState;
+use spid_hook::callback::Callback;
 use spid_hook::instance::Instance;
 
 impl Write for Sqlite {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
         self.insert(
-            concat!("INSERT INTO instance (number, id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
-               trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant,
-               created_at, updated_at, converted)
-             VALUES (", next_number!("instance"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"),
+            &format!("INSERT INTO instance (number, id, order_biz_id, state, account, endpoint, buyer, product, sku,
+             order_id, trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant,
+             created_at, updated_at, converted)
+             VALUES ({}, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+             ?15, ?16, ?17, ?18, ?19, ?20, ?21)", next_number("instance")),
             params![
                 instance.id,
                 instance.order_biz_id,
-                position(&STATES, &instance.state),
+                instance.state as i64,
                 instance.account,
                 instance.endpoint,
                 instance.buyer,
@@ -55,7 +55,7 @@ impl Write for Sqlite {
             params![
                 row.number,
                 instance.id,
-                position(&STATES, &instance.state),
+                instance.state as i64,
                 instance.buyer,
                 instance.product,
                 instance.sku,
@@ -73,8 +73,7 @@ impl Write for Sqlite {
                 row.marketplace_instance_id,
                 instance.converted,
             ],
-        )?;
-        Ok(())
+        )
     }
 
     fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
@@ -111,16 +110,16 @@ impl Write for Sqlite {
         self.run(
             "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             params![account, order_id, instance],
-        )?;
-        Ok(())
+        )
     }
 
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
         let body = body_text(callback)?;
         self.insert(
-            concat!("INSERT INTO callback (number, account, endpoint, key_label, occurrence, instance, job, action,
-               disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
-             VALUES (", next_number!("callback"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"),
+            &format!("INSERT INTO callback (number, account, endpoint, key_label, occurrence, instance, job,
+             action, disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
+             VALUES ({}, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+             ?15, ?16)", next_number("callback")),
             params![
                 row.account,
                 row.endpoint,
@@ -128,8 +127,8 @@ impl Write for Sqlite {
                 row.deduplication_key,
                 row.instance,
                 row.job,
-                position(&Action::ALL, &row.action),
-                position(&Disposition::ALL, &row.disposition),
+                row.action as i64,
+                row.disposition as i64,
                 row.reason_code,
                 row.reason,
                 row.received_at.as_millisecond(),
@@ -149,7 +148,7 @@ impl Write for Sqlite {
             params![
                 row.number,
                 row.job,
-                position(&Disposition::ALL, &row.disposition),
+                row.disposition as i64,
                 row.reason_code,
                 row.reason,
                 row.last_received_at.as_millisecond(),
@@ -157,8 +156,7 @@ impl Write for Sqlite {
                 millis(row.reported_at),
                 millis(row.dismissed_at),
             ],
-        )?;
-        Ok(())
+        )
     }
 
     fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
@@ -166,18 +164,16 @@ impl Write for Sqlite {
         self.run(
             "UPDATE callback SET told_at = ?2 WHERE number = ?1 AND told_at IS NULL",
             [callback, at.as_millisecond()],
-        )?;
-        Ok(())
+        )
     }
 
     fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
-        self.run("UPDATE callback SET body = ?2 WHERE number = ?1", params![number, body_text(callback)?])?;
-        Ok(())
+        self.run("UPDATE callback SET body = ?2 WHERE number = ?1", params![number, body_text(callback)?])
     }
 
     fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
         // No added row means that the nonce is known, so the request is a copy.
-        let added = self.run(
+        let added = self.change(
             "INSERT INTO once (account, mark, until) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             params![account, mark, until.as_millisecond()],
         )?;
@@ -185,33 +181,33 @@ impl Write for Sqlite {
     }
 
     fn forget_nonces(&mut self, before: Timestamp) -> Result<()> {
-        self.run("DELETE FROM once WHERE until < ?1", [before.as_millisecond()])?;
-        Ok(())
+        self.run("DELETE FROM once WHERE until < ?1", [before.as_millisecond()])
     }
 
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         // A queued job is blocked if its instance already has a live job in the queue.
         self.insert(
-            concat!("INSERT INTO job (number, id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
-               lease_until, created_at, blocked) VALUES (", next_number!("job"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
-               CASE WHEN ?13 THEN EXISTS (SELECT 1 FROM job WHERE instance = ?3 AND in_lane = 1 AND ", is_live!(), ")
-                 ELSE 0 END)"),
+            &format!("INSERT INTO job (number, id, callback, instance, in_lane, action, state, attempts, step, extra,
+             due_at, lease_until, created_at, blocked)
+             VALUES ({}, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
+             CASE WHEN ?13 THEN EXISTS (SELECT 1 FROM job WHERE instance = ?3 AND in_lane = 1 AND state < {DONE})
+             ELSE 0 END)", next_number("job")),
             params![
                 row.id.as_bytes(),
                 row.callback,
                 row.instance,
                 row.ordered,
-                position(&Action::ALL, &row.action),
-                position(&schedule::JobState::ALL, &row.state),
+                row.action as i64,
+                row.state as i64,
                 row.attempts,
                 row.step,
-                position(&schedule::Extra::ALL, &row.extra),
+                row.extra as i64,
                 row.due_at.as_millisecond(),
                 millis(row.lease_until),
                 row.created_at.as_millisecond(),
                 // A job that is created in state running is the first of its instance's queue, so the query is not
                 // needed.
-                row.ordered && row.state == schedule::JobState::Queued,
+                row.ordered && row.state == JobState::Queued,
             ],
         )
     }
@@ -219,19 +215,15 @@ impl Write for Sqlite {
     fn put_job(&mut self, row: &JobRow) -> Result<()> {
         // An ended job is never blocked.
         self.run(
-            concat!(
-                "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
-                   attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,
-                   blocked = blocked AND ?2 < ",
-                code!(job Done),
-                " WHERE number = ?1"
-            ),
+            &format!("UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6,
+             lease_until = ?7, attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,
+             blocked = blocked AND ?2 < {DONE} WHERE number = ?1"),
             params![
                 row.number,
-                position(&schedule::JobState::ALL, &row.state),
+                row.state as i64,
                 row.attempts,
                 row.step,
-                position(&schedule::Extra::ALL, &row.extra),
+                row.extra as i64,
                 row.due_at.as_millisecond(),
                 millis(row.lease_until),
                 millis(row.attempted_at),
@@ -250,19 +242,18 @@ impl Write for Sqlite {
     }
 
     fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()> {
-        let held = position(&schedule::JobState::ALL, &schedule::JobState::Held);
         self.run_or_skip(
             job,
-            concat!(
-                "UPDATE job SET state = ?2, lease_until = NULL, note = ?3 WHERE number = ?1 AND ",
-                is_live!()
+            &format!(
+                "UPDATE job SET state = {JOB_HELD}, lease_until = NULL, note = ?2
+             WHERE number = ?1 AND state < {DONE}"
             ),
-            params![job, held, note],
+            params![job, note],
         )
     }
 
     fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()> {
-        let sql = concat!("UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = ", code!(job Queued));
+        let sql = &format!("UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = {QUEUED}");
         self.run_or_skip(job, sql, params![job, until.as_millisecond()])
     }
 
@@ -271,33 +262,29 @@ impl Write for Sqlite {
             "INSERT INTO attempt (job, attempt, ended_at, ending, note) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO NOTHING",
             params![row.job, row.attempt, row.ended_at.as_millisecond(), row.ending, row.note],
-        )?;
-        Ok(())
+        )
     }
 
     fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()> {
         self.run(
-            concat!(
-                "INSERT INTO act (number, at, who, act, target, why) VALUES (",
-                next_number!("act"),
-                ", ?1, ?2, ?3, ?4, ?5)"
+            &format!(
+                "INSERT INTO act (number, at, who, act, target, why)
+             VALUES ({}, ?1, ?2, ?3, ?4, ?5)",
+                next_number("act")
             ),
             params![row.at.as_millisecond(), row.who, row.act, row.target, row.why],
-        )?;
-        Ok(())
+        )
     }
 
     fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
         self.run(
             "INSERT OR REPLACE INTO key_use (endpoint, label, mark, since, used_at) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![row.endpoint, row.label, row.mark, row.since.as_millisecond(), millis(row.used_at)],
-        )?;
-        Ok(())
+        )
     }
 
     fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
-        self.run("DELETE FROM key_use WHERE endpoint = ?1 AND label = ?2", params![endpoint, label])?;
-        Ok(())
+        self.run("DELETE FROM key_use WHERE endpoint = ?1 AND label = ?2", params![endpoint, label])
     }
 }
 
@@ -319,18 +306,16 @@ impl Sqlite {
     /// Unblocks the first job of the instance's queue after the job before it has ended.
     ///
     /// `put_job` writes every end of a job and calls this function, so no job stays blocked without a job before it. An
-    /// ended job returns only to an empty queue (see `check_refused` in `operations::jobs`), so no job becomes blocked again.
+    /// ended job returns only to an empty queue (see `check_refused` in `operations::jobs`), so no job becomes blocked
+    /// again.
     fn unblock(&self, instance: i64) -> Result<()> {
         self.run(
-            concat!(
+            &format!(
                 "UPDATE job SET blocked = 0 WHERE blocked = 1 AND number =
-                   (SELECT number FROM job WHERE instance = ?1 AND in_lane = 1 AND ",
-                is_live!(),
-                " ORDER BY number LIMIT 1)"
+             (SELECT number FROM job WHERE instance = ?1 AND in_lane = 1 AND state < {DONE} ORDER BY number LIMIT 1)"
             ),
             [instance],
-        )?;
-        Ok(())
+        )
     }
 }
 

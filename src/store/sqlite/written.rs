@@ -128,7 +128,7 @@ impl DaemonLocks {
         };
         // `sqlite_sequence` has no unique index, so an upsert is not possible.
         let put = "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'last commit of the daemon'";
-        if sqlite.run(put, [stamp])? == 0 {
+        if sqlite.change(put, [stamp])? == 0 {
             let add = "INSERT INTO sqlite_sequence (name, seq) VALUES ('last commit of the daemon', ?1)";
             sqlite.run(add, [stamp])?;
         }
