@@ -181,7 +181,7 @@ mod tests {
                 serde_json::to_value(a_call(&Callback::new(action, "x"), Some(&an_instance()))).unwrap();
             for name in sent.as_object().unwrap().keys() {
                 assert!(text.contains(&format!("\"{name}\":{{")), "{name} is not described");
-                let mut less = sent.clscalar();
+                let mut less = sent.clone();
                 less.as_object_mut().unwrap().remove(name);
                 assert!(!calls.is_valid(&less), "{action} without {name}");
             }
