@@ -85,13 +85,9 @@ pub enum Part {
     Form,
 }
 
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Part::Query => "query",
-            Part::Form => "form",
-        })
-    }
+spid_hook::words! { Part:
+    Query => "query",
+    Form => "form",
 }
 
 /// Position in a request.
