@@ -3,6 +3,9 @@
 //! The caller provides the listeners and decides when to stop. So a test can run a whole daemon on a free port, and a
 //! larger program can embed one. Two daemons in one process share nothing.
 
+mod keys;
+mod options;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,116 +27,16 @@ use crate::observe::denied::DeniedRequests;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::dispatch;
-use crate::serve::dispatch::{Dispatch, DispatchOptions, KnownEndpoint, KnownEndpoints};
-use crate::serve::intake::{Endpoint, Intake, IntakeOptions, Orphans};
-use crate::serve::public::{AccessPolicy, PublicListener, Routes};
-use crate::serve::spans::{Telemetry, TelemetryOptions};
-use crate::store::encryption::Encryptor;
+use crate::serve::dispatch::{Dispatch, KnownEndpoint, KnownEndpoints};
+use crate::serve::intake::{Endpoint, Intake, Orphans};
+use crate::serve::public::{PublicListener, Routes};
+use crate::serve::spans::Telemetry;
 use crate::store::{self, Closed, ConfiguredKey, Retrying, Store, StoreError, StoreOptions};
+use keys::{configured_keys, record_keys};
 use spid_hook::Subject;
 use spid_hook::time::Clock;
 
-/// Options for a daemon, with its parts.
-pub struct DaemonOptions {
-    /// Path of the database; `None` for a store in memory, which is lost when the daemon ends.
-    pub store_path: Option<PathBuf>,
-    /// Options for the store.
-    pub store: StoreOptions,
-    /// The endpoints, each with its path.
-    pub endpoints: Vec<(String, Endpoint)>,
-    /// Accounts with live instances that deliberately have no endpoint any more.
-    pub retired_accounts: Vec<String>,
-    /// The hooks.
-    pub runner: Runner,
-    /// Order lookup at marketplaces whose callbacks do not contain the order details.
-    pub orders: OrderLookupClients,
-    /// Options for the intake.
-    pub intake: IntakeOptions,
-    /// Options for the dispatcher.
-    pub dispatch: DispatchOptions,
-    /// Limits on peers, for both listeners.
-    pub server: ServerOptions,
-    /// Options for the admin listener.
-    pub admin: AdminOptions,
-    /// Certificate of the public listener; without one, plain HTTP.
-    pub tls: Option<ServerTls>,
-    /// Access policy for callers of the public listener.
-    pub guard: AccessPolicy,
-    /// Collector of spans. Default: none.
-    pub telemetry: Option<TelemetryOptions>,
-    /// The clock.
-    pub clock: Clock,
-}
-
-/// Settings that a running daemon can change by a reload. All others need a restart.
-pub struct Changes {
-    /// The endpoints, each with its path.
-    pub endpoints: Vec<(String, Endpoint)>,
-    /// The hooks.
-    pub runner: Runner,
-    /// Order lookup at marketplaces whose callbacks do not contain the order details.
-    pub orders: OrderLookupClients,
-    /// Options for the intake.
-    pub intake: IntakeOptions,
-    /// Access policy for callers of the public listener.
-    pub guard: AccessPolicy,
-    /// Certificate used from the next handshake on; ignored if the daemon runs without TLS.
-    pub tls: Option<ServerTls>,
-    /// Time for which passwords and license keys are repeated after their first report, in milliseconds.
-    pub secrets_window_ms: i64,
-    /// Sealing keys from now on; `None` keeps the current ones.
-    pub encryptor: Option<Encryptor>,
-    /// Options for the admin listener.
-    pub admin: AdminOptions,
-}
-
-impl DaemonOptions {
-    /// Returns options with these endpoints and hooks, and defaults for everything else.
-    pub fn new(
-        store_path: Option<PathBuf>,
-        endpoints: Vec<(String, Endpoint)>,
-        runner: Runner,
-    ) -> DaemonOptions {
-        DaemonOptions {
-            store_path,
-            store: StoreOptions::default(),
-            endpoints,
-            retired_accounts: Vec::new(),
-            runner,
-            orders: OrderLookupClients::default(),
-            intake: IntakeOptions::default(),
-            dispatch: DispatchOptions::default(),
-            server: ServerOptions::default(),
-            admin: AdminOptions::default(),
-            tls: None,
-            guard: AccessPolicy::default(),
-            telemetry: None,
-            clock: Clock::System,
-        }
-    }
-}
-
-/// Reasons why a daemon did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The store cannot be opened.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The folder beside the database in which running hooks are marked cannot be used.
-    #[error("the folder for marks of running hooks cannot be used: {0}")]
-    Leftovers(#[source] std::io::Error),
-    /// The admin listener is reachable from other machines, and no token protects it.
-    #[error(
-        "the admin listener at {0} is not on loopback and has no token: set a token, or listen on 127.0.0.1"
-    )]
-    Unguarded(SocketAddr),
-    /// Accounts have live instances, but no endpoint.
-    #[error(transparent)]
-    Orphans(#[from] Orphans),
-    /// A listener cannot be used.
-    #[error("the listener cannot be used: {0}")]
-    Listener(#[from] std::io::Error),
-}
+pub use options::{Changes, DaemonOptions, StartError};
 
 /// A running daemon.
 pub struct Daemon {
@@ -545,40 +448,6 @@ fn with_retry_lists(
     options
 }
 
-/// Returns the signature keys of these endpoints.
-fn configured_keys(endpoints: &[(String, Endpoint)]) -> Vec<ConfiguredKey> {
-    endpoints.iter().flat_map(|(_, endpoint)| endpoint.configured_keys()).collect()
-}
-
-/// Tells the store whose last use it records: these keys, and the keys sent later, until the sender is dropped.
-async fn record_keys(store: &Store, keys: Vec<ConfiguredKey>) -> watch::Sender<Vec<ConfiguredKey>> {
-    // The first keys are recorded before the first callback, so that its signature counts as a use.
-    let mut recorded = record(store, keys.clone()).await;
-    let (sender, mut receiver) = watch::channel(keys);
-    let store = store.clone();
-    tokio::spawn(async move {
-        loop {
-            let pause = if recorded { Duration::MAX } else { Duration::from_millis(limits::KEYS_RETRY_MS) };
-            // An error means that the daemon stops.
-            if let Ok(Err(_)) = timeout(pause, receiver.changed()).await {
-                return;
-            }
-            let keys = receiver.borrow_and_update().clone();
-            recorded = record(&store, keys).await;
-        }
-    });
-    sender
-}
-
-/// Returns false if the store could not record the keys.
-async fn record(store: &Store, keys: Vec<ConfiguredKey>) -> bool {
-    let recorded = store.configure_keys(keys).await;
-    if let Err(error) = &recorded {
-        tracing::warn!(%error, "the last use of signature keys cannot be recorded; spid tries again in a minute");
-    }
-    recorded.is_ok()
-}
-
 /// Kills the hooks that an earlier daemon of this database left running.
 async fn clear_leftovers(store_path: &Path) -> Result<Leftovers, StartError> {
     // One folder per database file: a symbolic link to the database must lead to the same marks.
@@ -618,9 +487,7 @@ mod tests {
     use super::*;
     use crate::hooks::log::LogHook;
     use crate::hooks::runner::NamedHook;
-    use spid_core::dialect::Options;
-    use spid_core::signature::{Key, Keys};
-    use spid_hook::{AnyHook, Secret};
+    use spid_hook::AnyHook;
 
     async fn a_daemon() -> Daemon {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -692,32 +559,6 @@ mod tests {
             tokio::task::yield_now().await;
         }
         daemon.stop().await;
-    }
-
-    #[tokio::test]
-    async fn a_label_that_stands_for_another_key_begins_anew() {
-        let (store, _closed) = Store::in_memory(StoreOptions::default(), Clock::System).await.unwrap();
-        let (endpoint, label): (Arc<str>, Arc<str>) = ("cn".into(), "previous".into());
-        let configure = async |texts: &[(&str, &str)]| {
-            let key = |(label, text): &(&str, &str)| Key::new(*label, Secret::new(*text)).unwrap();
-            let keys = Keys::new(texts.iter().map(key).collect()).unwrap();
-            let dialect = spid_core::dialect::by_name("alibaba").unwrap();
-            let (name, options) = (endpoint.clone(), Options::default());
-            let account = name.clone();
-            let served = Endpoint { name, account, dialect, keys, options };
-            assert!(record(&store, served.configured_keys().collect()).await);
-            store.note_key_use(&endpoint, &label);
-            let uses = store.reader().key_uses().unwrap();
-            store.flush_counts().await.unwrap();
-            uses.into_iter().map(|used| (used.label, used.used_at.is_some())).collect::<Vec<_>>()
-        };
-        let [current, previous] = ["current", "previous"].map(str::to_owned);
-        let both = [("current", "fake-b"), ("previous", "fake-a")];
-        assert_eq!(configure(&both).await, [(current.clone(), false), (previous.clone(), false)]);
-        assert_eq!(configure(&both).await, [(current.clone(), false), (previous.clone(), true)]);
-        let next = [("current", "fake-c"), ("previous", "fake-b")];
-        assert_eq!(configure(&next).await, [(current.clone(), false), (previous, false)]);
-        assert_eq!(configure(&next[..1]).await, [(current, false)]);
     }
 
     #[tokio::test]
