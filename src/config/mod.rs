@@ -103,7 +103,7 @@ pub struct Config {
     /// Certificate of the public listener; `None` for plain HTTP.
     pub tls: Option<ServerTls>,
     /// Access rules of the public listener: proxies and allowed networks.
-    pub guard: AccessPolicy,
+    pub access_policy: AccessPolicy,
     /// Options for sending spans; `None` if no spans are sent.
     pub telemetry: Option<TelemetryOptions>,
     /// Log level, unless the command line sets the filter.
@@ -220,7 +220,7 @@ impl Config {
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
             tls,
-            guard: AccessPolicy { proxies, allow },
+            access_policy: AccessPolicy { proxies, allow },
             telemetry,
             log_level,
             log_format,

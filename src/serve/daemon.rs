@@ -46,7 +46,7 @@ pub struct Daemon {
     liveness: Liveness,
     metrics: Metrics,
     closed: Closed,
-    stop_front: watch::Sender<bool>,
+    stop_listeners: watch::Sender<bool>,
     stop_dispatch: watch::Sender<bool>,
     routes: watch::Sender<Arc<Routes>>,
     known: watch::Sender<KnownEndpoints>,
@@ -55,7 +55,7 @@ pub struct Daemon {
     /// Signature keys whose last use is recorded.
     keys: watch::Sender<Vec<ConfiguredKey>>,
     tls: Option<ServerTls>,
-    front: JoinHandle<Drained>,
+    listener_task: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
     /// Handler of the admin listener, kept because a reload may change its token.
     operators: Admin,
@@ -139,17 +139,17 @@ impl Daemon {
                 .asking(lookup_clients)
                 .knowing(knowing)
                 .telling(spans.clone());
-        let liveness = Liveness::of(store.clone(), dispatch.turned());
+        let liveness = Liveness::of(store.clone(), dispatch.iterated_at());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
         let intake = Intake::new(store.clone(), clock, metrics.clone(), refusals, options.intake);
-        let routes = Arc::new(Routes::new(options.endpoints, intake, options.guard));
+        let routes = Arc::new(Routes::new(options.endpoints, intake, options.access_policy));
         let (routes, behind) = watch::channel(routes);
-        let (stop_front, _) = watch::channel(false);
-        let front = PublicListener::new(behind, metrics.clone()).telling(spans);
+        let (stop_listeners, _) = watch::channel(false);
+        let listener_task = PublicListener::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
-        let front = serve(listener, spi, front, &stop_front, part("listener"));
+        let listener_task = serve(listener, spi, listener_task, &stop_listeners, part("listener"));
         let admin = admin.map(|listener| {
-            serve(listener, options.server, operators.clone(), &stop_front, part("admin listener"))
+            serve(listener, options.server, operators.clone(), &stop_listeners, part("admin listener"))
         });
         Ok(Daemon {
             address,
@@ -158,7 +158,7 @@ impl Daemon {
             liveness,
             metrics,
             closed,
-            stop_front,
+            stop_listeners,
             stop_dispatch,
             routes,
             known,
@@ -166,7 +166,7 @@ impl Daemon {
             runner,
             keys,
             tls: options.tls,
-            front,
+            listener_task,
             admin,
             operators,
             dispatch,
@@ -193,8 +193,17 @@ impl Daemon {
     /// Call [`Daemon::check_accounts`] first. This method does not check if the endpoints leave live instances
     /// unserved.
     pub fn change(&self, changes: Changes) {
-        let Changes { endpoints, runner, orders, intake, guard, tls, secrets_window_ms, encryptor, admin } =
-            changes;
+        let Changes {
+            endpoints,
+            runner,
+            orders,
+            intake,
+            access_policy,
+            tls,
+            secrets_window_ms,
+            encryptor,
+            admin,
+        } = changes;
         self.operators.change(admin);
         self.keys.send_replace(configured_keys(&endpoints));
         self.store.repeat_secrets_for(secrets_window_ms);
@@ -210,7 +219,7 @@ impl Daemon {
         let intake = self.routes.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
         // The routes change after all that they use, as one value: a request sees either all old or all new ones.
-        self.routes.send_replace(Arc::new(Routes::new(endpoints, intake, guard)));
+        self.routes.send_replace(Arc::new(Routes::new(endpoints, intake, access_policy)));
         // A reload cannot turn TLS on or off, because the listener was created with or without it.
         if let (Some(shown), Some(new)) = (&self.tls, &tls) {
             shown.show(new);
@@ -262,8 +271,8 @@ impl Daemon {
     /// 3. Write the last commit, and close the database.
     pub async fn stop(self) -> Stopped {
         // Step 1: the listeners, because a request in flight may still wait for a hook.
-        self.stop_front.send_replace(true);
-        let drained = self.front.await;
+        self.stop_listeners.send_replace(true);
+        let drained = self.listener_task.await;
         let answered = matches!(drained, Ok(Drained { finished: true, .. }));
         if !answered {
             tracing::warn!("the stop aborted some requests; the marketplace calls again");
@@ -534,7 +543,7 @@ mod tests {
     #[tokio::test]
     async fn a_listener_that_ends_by_itself_is_noticed() {
         let daemon = a_daemon().await;
-        daemon.front.abort();
+        daemon.listener_task.abort();
         assert_eq!(daemon.ended().await, "listener");
         daemon.stop().await;
     }
@@ -549,8 +558,8 @@ mod tests {
         let mut daemon = Daemon::start(listener, None, options).await.unwrap();
         let _taken = daemon.store.permits().clone().acquire_many_owned(64).await.unwrap();
         daemon.liveness.within = Duration::from_secs(30);
-        let before = *daemon.liveness.turned.borrow();
-        daemon.liveness.turned.wait_for(|turned| *turned > before).await.unwrap();
+        let before = *daemon.liveness.iterated_at.borrow();
+        daemon.liveness.iterated_at.wait_for(|iterated_at| *iterated_at > before).await.unwrap();
         assert_eq!(daemon.alive().await, Ok(()));
         daemon.dispatch.abort();
         daemon.ended().await;

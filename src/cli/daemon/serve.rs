@@ -159,7 +159,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
         intake: config.intake,
         admin: config.admin,
         tls: config.tls,
-        guard: config.guard,
+        access_policy: config.access_policy,
         telemetry: config.telemetry,
         retired_accounts: config.retired_accounts,
         server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },

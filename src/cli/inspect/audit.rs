@@ -8,12 +8,12 @@ use crate::cli::output::Output;
 use crate::store::AuditEntry;
 
 #[derive(Args)]
-pub(crate) struct ActsArguments {
+pub(crate) struct AuditArguments {
     #[command(flatten)]
     list: ListArguments,
 }
 
-pub(crate) fn acts(arguments: ActsArguments, output: &mut Output) -> Done {
+pub(crate) fn audit(arguments: AuditArguments, output: &mut Output) -> Done {
     let rows = arguments.list.store.reader()?.acts(arguments.list.limit)?;
     if arguments.list.json {
         return output.json(&rows);

@@ -35,7 +35,7 @@ impl RevealArguments {
         if !self.reveal {
             return Ok(None);
         }
-        let act = repair::act(self.who.as_deref(), self.why.as_deref().unwrap_or_default())?;
+        let act = repair::audit_note(self.who.as_deref(), self.why.as_deref().unwrap_or_default())?;
         // `reveal` writes the audit entry before it decrypts.
         let revealed = repair::operations(store)?.decrypt(target, jobs, &act)?;
         Ok(Some(revealed.into_iter().map(Secrets::from).collect()))

@@ -31,7 +31,7 @@ pub(crate) struct StatusArguments {
 #[derive(Args)]
 pub(crate) struct RotateArguments {
     #[command(flatten)]
-    act: repair::ActArguments,
+    operation: repair::OperationArguments,
     /// Do not rewrite the file at the end. Unused space in it may then contain data that the old key decrypts: run
     /// the command again without this option before you destroy the key.
     #[arg(long)]
@@ -60,7 +60,7 @@ struct KeyLine {
 }
 
 fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
-    let (path, options) = arguments.store.place()?;
+    let (path, options) = arguments.store.location()?;
     let sealed = repair::operations(&arguments.store)?.sealed()?;
     // A key that cannot be read is only a warning here: the status helps to find the problem.
     let known = options.encryptor(&path).map(|encryptor| encryptor.ids()).unwrap_or_else(|error| {
@@ -100,7 +100,7 @@ fn key_lines(known: &[KeyId], mut sealed: BTreeMap<Option<KeyId>, u64>) -> Vec<K
 }
 
 fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     let mut ticker = Ticker::new("answers re-encrypted");
     let done = operations.reencrypt(!arguments.keep_traces, &act, &mut |count| ticker.tell(count));
     ticker.end();

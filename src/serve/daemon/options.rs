@@ -40,7 +40,7 @@ pub struct DaemonOptions {
     /// Certificate of the public listener; without one, plain HTTP.
     pub tls: Option<ServerTls>,
     /// Access policy for callers of the public listener.
-    pub guard: AccessPolicy,
+    pub access_policy: AccessPolicy,
     /// Collector of spans. Default: none.
     pub telemetry: Option<TelemetryOptions>,
     /// The clock.
@@ -58,7 +58,7 @@ pub struct Changes {
     /// Options for the intake.
     pub intake: IntakeOptions,
     /// Access policy for callers of the public listener.
-    pub guard: AccessPolicy,
+    pub access_policy: AccessPolicy,
     /// Certificate used from the next handshake on; ignored if the daemon runs without TLS.
     pub tls: Option<ServerTls>,
     /// Time for which passwords and license keys are repeated after their first report, in milliseconds.
@@ -88,7 +88,7 @@ impl DaemonOptions {
             server: ServerOptions::default(),
             admin: AdminOptions::default(),
             tls: None,
-            guard: AccessPolicy::default(),
+            access_policy: AccessPolicy::default(),
             telemetry: None,
             clock: Clock::System,
         }
