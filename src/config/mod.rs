@@ -260,11 +260,7 @@ fn text_of(path: &Path) -> Result<String, Mistakes> {
 }
 
 fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
-    let path = |text: &str| match text {
-        "" => Err("the path is empty".to_owned()),
-        text => Ok(PathBuf::from(text)),
-    };
-    (table.value("path", PathBuf::from(DEFAULT_STORE), path), keys::sealing_keys(table))
+    (table.value("path", PathBuf::from(DEFAULT_STORE), keys::path), keys::sealing_keys(table))
 }
 
 struct PolicyTable {

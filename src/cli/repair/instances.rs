@@ -130,13 +130,14 @@ fn check_accounts(imports: &[Import], known: Option<&[String]>) -> Result<(), Fa
             .hint("give --config FILE, or --any-account"));
     };
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let wrong = |import: &Import| {
-        let (origin, account) = (&import.origin, import.instance.account.as_str());
-        let is_known = known.contains(&account);
-        let meant = config::unknown(account, &known);
-        (!is_known).then(|| format!("{origin}: account `{account}` is not configured; {meant}"))
-    };
-    let wrong: Vec<String> = imports.iter().filter_map(wrong).collect();
+    let mut wrong = Vec::new();
+    for Import { origin, instance, .. } in imports {
+        let account = instance.account.as_str();
+        if !known.contains(&account) {
+            let meant = config::unknown(account, &known);
+            wrong.push(format!("{origin}: account `{account}` is not configured; {meant}"));
+        }
+    }
     if wrong.is_empty() {
         return Ok(());
     }

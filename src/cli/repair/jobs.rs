@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{OperationArguments, answer};
 use crate::cli::inspect::ids::job_id;
-use crate::cli::inspect::jobs::{listed_table, select};
+use crate::cli::inspect::jobs::select;
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, words};
 use crate::store::{AuditNote, OperationError, Operations};
@@ -81,7 +81,7 @@ impl JobsArguments {
         chosen.reverse();
         let count = chosen.len();
         if !self.yes {
-            listed_table(&chosen, output)?;
+            output.rows(&chosen)?;
             return Err(Failure::new(
                 Exit::Usage,
                 format!("{count} jobs would be {done}; nothing was changed"),

@@ -52,8 +52,13 @@ pub(crate) fn audit_note(who: Option<&str>, why: &str) -> Result<AuditNote, Fail
         return Err(Failure::new(Exit::Usage, "`--why` is empty: give a reason for the audit log"));
     }
     // Under sudo the user who called sudo is the person who acts, not root.
-    let known = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
-    let who = who.map(str::to_owned).or_else(known).unwrap_or_else(|| "unknown".to_owned());
+    let who = match who {
+        Some(who) => who.to_owned(),
+        None => ["SUDO_USER", "USER", "LOGNAME"]
+            .iter()
+            .find_map(|name| ProcessEnvironment.get(name))
+            .unwrap_or_else(|| "unknown".to_owned()),
+    };
     Ok(AuditNote { who, why: why.to_owned() })
 }
 

@@ -159,11 +159,10 @@ impl Attempt {
         taken: &mut LeasedJob,
         asked: Result<Option<Callback>, LookupError>,
     ) -> Result<(), AttemptEnd> {
-        let again = |error: String| Err(AttemptEnd::Retry { error, after: None });
         let known = match asked {
             Ok(None) => return Ok(()),
             Ok(Some(known)) => known,
-            Err(LookupError::Later(error)) => return again(error),
+            Err(LookupError::Later(error)) => return Err(AttemptEnd::Retry { error, after: None }),
             Err(LookupError::Misconfigured(error)) => {
                 return Err(self.misconfigured(&taken.job, "the order lookup", error, None));
             }
@@ -172,7 +171,10 @@ impl Attempt {
             Ok(Some(instance)) => taken.instance = Some(instance),
             // The lease is lost, so the store will fence off the outcome of this attempt.
             Ok(None) => return Err(AttemptEnd::GivenBack),
-            Err(error) => return again(format!("the order details could not be stored: {error}")),
+            Err(error) => {
+                let error = format!("the order details could not be stored: {error}");
+                return Err(AttemptEnd::Retry { error, after: None });
+            }
         }
         taken.callback = Arc::new(known);
         Ok(())
