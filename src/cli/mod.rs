@@ -187,7 +187,7 @@ enum Command {
     Callbacks(callbacks::CallbacksCommand),
     /// Audit log: changes that people made by hand, and why.
     #[command(alias = "acts")]
-    Audit(audit::ActsArguments),
+    Audit(audit::AuditArguments),
     /// Held callbacks, which wait for a decision: list, show, approve, reject, settle.
     #[command(subcommand)]
     Held(held::HeldCommand),
@@ -251,7 +251,7 @@ fn is_typed(config: Option<&Path>) -> bool {
 
 impl StoreArguments {
     fn reader(&self) -> Result<Reader, Failure> {
-        let (path, _) = self.place()?;
+        let (path, _) = self.location()?;
         Reader::open(&path).map_err(not_there)
     }
 
@@ -286,7 +286,7 @@ impl StoreArguments {
     }
 
     /// Path of the database, and the store options of the configuration.
-    fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
+    fn location(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {
             // Two explicit choices contradict each other; only SPID_CONFIG may be overridden.
             (Some(_), config) if is_typed(config.as_deref()) => {
@@ -387,7 +387,7 @@ fn execute(
         Command::Prune(arguments) => prune::prune(&arguments, output),
         Command::Keys(arguments) => signatures::keys(&arguments, hook, output),
         Command::Seal(command) => encryption::seal(command, output),
-        Command::Audit(arguments) => audit::acts(arguments, output),
+        Command::Audit(arguments) => audit::audit(arguments, output),
         Command::Route(arguments) => route::route(arguments, hook, output),
         Command::Instances(command) => instances::instances(command, output),
         Command::Jobs(command) => jobs::jobs(command, hook.is_some(), output),

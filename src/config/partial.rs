@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::endpoints::{self, Endpoints};
 use super::hooks::IN_PROCESS;
-use super::reader::{self, Reader, Table, unknown};
-use super::{DEFAULT_LISTEN, Environment, Mistakes, address, millis, policy, store, text_of};
+use super::reader::{self, Reader, unknown};
+use super::server::address;
+use super::{DEFAULT_LISTEN, Environment, Mistakes, millis, policy, store, text_of};
 use crate::hooks::runner::Route;
 use crate::serve::intake::Endpoint;
 use crate::store::StoreOptions;
@@ -71,10 +72,12 @@ pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<Str
     let reader = Reader::new(&text, environment, &[]);
     let root = reader.root(&document);
     // As in the daemon, the default account is the endpoint's name.
-    let account = |table: Table<'_>| table.text("account").or_else(|| table.text("name"));
-    let served = root.tables("endpoint", false).into_iter().filter_map(account);
-    let retired = root.table("policy").texts("retired_accounts").unwrap_or_default();
-    Ok(served.chain(retired).collect())
+    let mut accounts = Vec::new();
+    for table in root.tables("endpoint", false) {
+        accounts.extend(table.text("account").or_else(|| table.text("name")));
+    }
+    accounts.extend(root.table("policy").texts("retired_accounts").unwrap_or_default());
+    Ok(accounts)
 }
 
 /// Routes of a configuration, without the hooks that they lead to.
@@ -176,6 +179,9 @@ pub fn endpoints_of(path: &Path, environment: &dyn Environment) -> Result<Vec<En
     if !mistakes.is_empty() {
         return Err(Mistakes { source, mistakes });
     }
-    let access = |(path, endpoint)| EndpointAccess { endpoint, path, listen, is_tls };
-    Ok(sound.into_iter().map(access).collect())
+    let mut found = Vec::new();
+    for (path, endpoint) in sound {
+        found.push(EndpointAccess { endpoint, path, listen, is_tls });
+    }
+    Ok(found)
 }

@@ -135,7 +135,7 @@ impl Reloader {
             runner: config.runner.clone(),
             orders: config.orders.clone(),
             intake: config.intake.clone(),
-            guard: config.guard.clone(),
+            access_policy: config.access_policy.clone(),
             tls: config.tls.clone(),
             secrets_window_ms: config.store.secrets_window_ms,
             encryptor: Some(encryptor),

@@ -124,11 +124,11 @@ impl ServeArguments {
         let listen = self.listen.map(|listen| listen.to_string());
         let db = self.db.map(|db| db.into_os_string().into_string());
         let db = db.transpose().map_err(|_| Failure::new(Exit::Usage, "`--db` is not text"))?;
-        let flag = |name, key, value: Option<String>| value.map(|value| Flag { name, key, value });
-        let flags = [flag("--listen", "server.listen", listen), flag("--db", "store.path", db)];
+        let listen = listen.map(|value| Flag { name: "--listen", key: "server.listen", value });
+        let db = db.map(|value| Flag { name: "--db", key: "store.path", value });
         // `--dev` ignores the SPID_CONFIG of the environment.
         let path = self.mode.config.filter(|_| !dev);
-        Ok(Source { path, flags: flags.into_iter().flatten().collect(), hook })
+        Ok(Source { path, flags: listen.into_iter().chain(db).collect(), hook })
     }
 }
 
@@ -159,7 +159,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
         intake: config.intake,
         admin: config.admin,
         tls: config.tls,
-        guard: config.guard,
+        access_policy: config.access_policy,
         telemetry: config.telemetry,
         retired_accounts: config.retired_accounts,
         server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
@@ -280,6 +280,10 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
+fn install(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(Exit::Io, format!("signals cannot be handled: {error}")))
+}
+
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -288,10 +292,6 @@ struct Signals {
 
 impl Signals {
     fn install() -> Result<Signals, Failure> {
-        let install = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::new(Exit::Io, format!("signals cannot be handled: {error}")))
-        };
         Ok(Signals {
             terminate: install(SignalKind::terminate())?,
             interrupt: install(SignalKind::interrupt())?,

@@ -195,21 +195,19 @@ impl TestArguments {
     }
 
     fn keys(&self) -> Result<WebhookKeys, Failure> {
-        let missing = || {
-            "calls to an HTTP hook are signed: give the secret with --secret-file or --secret-env".to_owned()
-        };
         let mut secrets: Vec<Result<Secret, String>> =
             self.secret_file.iter().map(|path| config::read_key(path)).collect();
         secrets.extend(self.secret_env.as_ref().map(|name| {
             let value = ProcessEnvironment.get(name).map(Secret::new);
             value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text"))
         }));
-        let key = |secret: Result<Secret, String>| {
-            secret.and_then(|secret| WebhookKey::new(&secret).map_err(|error| error.to_string()))
-        };
-        let keys: Result<Vec<WebhookKey>, String> = secrets.into_iter().map(key).collect();
-        let keys = keys.and_then(|keys| WebhookKeys::new(keys).ok_or_else(missing));
-        keys.map_err(|text| Failure::new(Exit::Config, text))
+        let mut keys = Vec::new();
+        for secret in secrets {
+            let key = secret.and_then(|secret| WebhookKey::new(&secret).map_err(|error| error.to_string()));
+            keys.push(key.map_err(|text| Failure::new(Exit::Config, text))?);
+        }
+        let missing = "calls to an HTTP hook are signed: give the secret with --secret-file or --secret-env";
+        WebhookKeys::new(keys).ok_or_else(|| Failure::new(Exit::Config, missing))
     }
 }
 

@@ -114,7 +114,7 @@ pub(crate) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
 /// Prints instances as JSON lines, the oldest first.
 fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Output) -> Done {
     let only = arguments.id.as_ref().map(|id| reader.find(id, arguments.account.as_deref())).transpose()?;
-    let (path, _) = arguments.export.store.place()?;
+    let (path, _) = arguments.export.store.location()?;
     let (mut pending, mut owing) = (0_u64, 0_u64);
     each_instance(&path, |instance_export| -> Done {
         let instance = &instance_export.row.instance;
