@@ -216,18 +216,21 @@ async fn jobs(admin: &Admin, target: &Target) -> Answered {
     json(200, &Jobs { jobs, next })
 }
 
-async fn callbacks(admin: &Admin, target: &Target) -> Answered {
-    target.only(&["unreported", "untold", "held", "account", "before", "limit"])?;
-    let is_set = |name: &str| match target.get(name) {
+fn is_set(target: &Target, name: &str) -> Result<bool, Fault> {
+    match target.get(name) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
         Some(word) => Err(Fault::new(400, format!("`{name}` must be true or false, not `{word}`"))),
-    };
+    }
+}
+
+async fn callbacks(admin: &Admin, target: &Target) -> Answered {
+    target.only(&["unreported", "untold", "held", "account", "before", "limit"])?;
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let filter = Filter {
         // `untold` is the former name.
-        unreported: is_set("unreported")? || is_set("untold")?,
-        disposition: is_set("held")?.then_some(Disposition::Held),
+        unreported: is_set(target, "unreported")? || is_set(target, "untold")?,
+        disposition: is_set(target, "held")?.then_some(Disposition::Held),
         account: target.get("account").map(str::to_owned),
         before: target.before()?,
         limit,
@@ -279,7 +282,7 @@ fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
             extra(true, false, true)?;
             Ok(AdminOperation::Approve {
                 callback: callback_number(number)?,
-                instead: really(instead.as_deref())?,
+                instead: parse_instead(instead.as_deref())?,
             })
         }
         ["held", number, "reject"] => {
@@ -310,7 +313,7 @@ fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
 }
 
 /// Parses the real meaning of a conflicting create.
-pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
+pub(super) fn parse_instead(word: Option<&str>) -> Result<Option<Instead>, Fault> {
     let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
     let instead = Instead::from_word(word);
     instead

@@ -14,7 +14,7 @@
 mod access;
 mod api;
 mod console;
-mod guesses;
+mod failed_logins;
 mod health;
 mod operations;
 mod target;
@@ -30,7 +30,7 @@ use crate::observe::denied::DeniedRequests;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{OperationError, Reader, Store, StoreError, StoreOptions, ViewError};
 use access::{Access, Denied, Operator};
-use guesses::Guesses;
+use failed_logins::FailedLogins;
 use spid_core::query::QueryError;
 use spid_hook::Secret;
 use spid_hook::id::Id;
@@ -67,7 +67,7 @@ pub struct Admin {
 struct Inner {
     parts: AdminParts,
     access: Access,
-    guesses: Guesses,
+    failed_logins: FailedLogins,
     /// Token in every form of the console; a page of another site cannot read it.
     form_token: Secret,
     started: Timestamp,
@@ -148,7 +148,7 @@ impl Admin {
             inner: Arc::new(Inner {
                 parts,
                 access,
-                guesses: Guesses::default(),
+                failed_logins: FailedLogins::default(),
                 form_token,
                 started,
                 remembered: Mutex::default(),
@@ -173,19 +173,19 @@ impl Admin {
             return false;
         }
         let peer = request.peer;
-        let turn = self.inner.guesses.note(peer.ip(), Instant::now());
-        if let Some(unlogged) = turn.log {
+        let consequence = self.inner.failed_logins.note(peer.ip(), Instant::now());
+        if let Some(unlogged) = consequence.log {
             // The field is absent if nothing was suppressed.
             let suppressed = (unlogged > 0).then_some(unlogged);
             tracing::warn!(%peer, suppressed, "a wrong token was shown to the admin listener");
         }
-        turn.slow
+        consequence.slow
     }
 
     /// Answers a denied request.
     async fn deny(&self, denied: Denied, request: &Request) -> Response {
         // Delay a guess. If too many are delayed already, refuse at once to keep connections free.
-        if self.note(denied, request) && !self.inner.guesses.wait().await {
+        if self.note(denied, request) && !self.inner.failed_logins.wait().await {
             return Response::text(429, "too many wrong tokens came from this address\n")
                 .with_header("retry-after", "1");
         }

@@ -2,8 +2,8 @@
 
 pub mod exec;
 pub mod http;
-pub mod leftovers;
 pub mod log;
+pub mod orphaned_hooks;
 pub mod runner;
 
 /// Call for an instance, as the tests of this room send it.
