@@ -182,16 +182,16 @@ impl Admin {
     }
 
     async fn ready_for_strangers(&self) -> bool {
-        let remembered = || self.inner.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = &self.inner.remembered;
         let now = self.now().as_millisecond();
-        let last = *remembered();
+        let last = *remembered.lock().unwrap_or_else(PoisonError::into_inner);
         // The last result is reused for a short time: otherwise strangers could make the daemon write as often as
         // they like.
         if let Some((_, ready)) = last.filter(|(at, _)| is_fresh(*at, now)) {
             return ready;
         }
         let (readiness, _) = self.examine().await;
-        *remembered() = Some((self.now(), readiness.ready));
+        *remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.now(), readiness.ready));
         readiness.ready
     }
 

@@ -134,11 +134,14 @@ impl Admin {
     /// Returns an error if the system's random generator fails.
     pub fn new(parts: AdminParts, options: AdminOptions) -> Result<Admin, StoreError> {
         let started = parts.clock.now();
-        let random = || {
-            Id::new(started).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))
-        };
+        let mut form_token = String::new();
         // Two ids, because only 74 of an id's 128 bits are random.
-        let form_token = Secret::new(format!("{}{}", random()?, random()?));
+        for _ in 0..2 {
+            let id = Id::new(started)
+                .map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+            form_token.push_str(&id.to_string());
+        }
+        let form_token = Secret::new(form_token);
         // Export the counters with 0 from the start, so that a first denial is visible as an increase.
         for denied in [Denied::NoToken, Denied::WrongToken] {
             parts.metrics.announce(Metric::HttpFault, [denied.as_str(), ""]);

@@ -67,12 +67,13 @@ impl ExecHook {
     /// Creates a hook that runs `command`: the program, then fixed arguments. The hook inherits the present
     /// values of [`KEPT_VARIABLES`] from this process, and no other variables.
     pub fn new(command: impl IntoIterator<Item = impl Into<String>>) -> ExecHook {
-        let kept = |name: &str| Some((OsString::from(name), std::env::var_os(name)?));
-        ExecHook {
-            command: command.into_iter().map(Into::into).collect(),
-            environment: KEPT_VARIABLES.into_iter().filter_map(kept).collect(),
-            folder: None,
+        let mut environment = Vec::new();
+        for name in KEPT_VARIABLES {
+            if let Some(value) = std::env::var_os(name) {
+                environment.push((OsString::from(name), value));
+            }
         }
+        ExecHook { command: command.into_iter().map(Into::into).collect(), environment, folder: None }
     }
 
     /// Sets the working folder of the command; the default is this process's own. A command that is a relative

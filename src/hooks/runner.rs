@@ -319,10 +319,10 @@ impl Runner {
             };
             made.insert(name, entry);
         }
-        let now = |entry: &Arc<Entry>| Arc::clone(made.get(entry.named.name.as_str()).unwrap_or(entry));
-        let hooks = self.inner.hooks.iter().map(now).collect();
-        let routes = self.inner.routes.iter().map(|(route, entry)| (route.clone(), now(entry))).collect();
-        let inner = Arc::new(Inner { hooks, default: now(&self.inner.default), routes });
+        let Inner { hooks, default, routes } = &*self.inner;
+        let hooks = hooks.iter().map(|entry| entry_now(&made, entry)).collect();
+        let routes = routes.iter().map(|(route, entry)| (route.clone(), entry_now(&made, entry))).collect();
+        let inner = Arc::new(Inner { hooks, default: entry_now(&made, default), routes });
         // The marks belong to the store, which a reload does not change.
         Runner { inner, orphaned_hooks: before.orphaned_hooks.clone() }
     }
@@ -505,6 +505,11 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// Returns the entry that has the name of `entry` now.
+fn entry_now(made: &BTreeMap<&str, Arc<Entry>>, entry: &Arc<Entry>) -> Arc<Entry> {
+    Arc::clone(made.get(entry.named.name.as_str()).unwrap_or(entry))
 }
 
 #[cfg(test)]
