@@ -13,7 +13,7 @@ use super::{Admin, Fault, access, is_read};
 use crate::net::{Method, Request, Response};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
-use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, ListedCallback, ListedJob, Reader};
+use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, ListedCallback, ListedJob};
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::Answer;
 use spid_hook::id::Id;
@@ -112,10 +112,8 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
             target.only(&["account"])?;
             let (name, account) = ((*name).to_owned(), target.get("account").map(str::to_owned));
             // Only the latest part of the history: a long one would keep the daemon busy.
-            let life = move |reader: &Reader| {
-                Ok(reader.latest(&name, account.as_deref(), limits::LIST_MAX_COUNT)?)
-            };
-            json(200, &admin.read(life).await?)
+            let most = limits::LIST_MAX_COUNT;
+            json(200, &admin.read(move |reader| Ok(reader.latest(&name, account.as_deref(), most)?)).await?)
         }
         ["jobs"] => jobs(admin, target).await,
         ["jobs", id] => {
@@ -216,18 +214,21 @@ async fn jobs(admin: &Admin, target: &Target) -> Answered {
     json(200, &Jobs { jobs, next })
 }
 
-async fn callbacks(admin: &Admin, target: &Target) -> Answered {
-    target.only(&["unreported", "untold", "held", "account", "before", "limit"])?;
-    let is_set = |name: &str| match target.get(name) {
+fn is_set(target: &Target, name: &str) -> Result<bool, Fault> {
+    match target.get(name) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
         Some(word) => Err(Fault::new(400, format!("`{name}` must be true or false, not `{word}`"))),
-    };
+    }
+}
+
+async fn callbacks(admin: &Admin, target: &Target) -> Answered {
+    target.only(&["unreported", "untold", "held", "account", "before", "limit"])?;
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let filter = Filter {
         // `untold` is the former name.
-        unreported: is_set("unreported")? || is_set("untold")?,
-        disposition: is_set("held")?.then_some(Disposition::Held),
+        unreported: is_set(target, "unreported")? || is_set(target, "untold")?,
+        disposition: is_set(target, "held")?.then_some(Disposition::Held),
         account: target.get("account").map(str::to_owned),
         before: target.before()?,
         limit,
@@ -258,59 +259,45 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
 
 fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
     let ActBody { account, r#as: instead, answer, .. } = body;
-    let named = |name: &str| Named { name: name.to_owned(), account: account.clone() };
     // A member that the operation ignores is an error, because the client expects an effect of it.
-    let extra = |of_account: bool, of_instead: bool, of_answer: bool| {
-        let given = of_account && account.is_some()
-            || of_instead && instead.is_some()
-            || of_answer && answer.is_some();
-        if given {
-            Err(Fault::new(400, "the operation ignores `account`, `as` or `answer`: remove the member"))
-        } else {
-            Ok(())
+    let ignored = (account.is_some() && !matches!(path, ["instances", ..]))
+        || (instead.is_some() && !matches!(path, ["held", _, "approve"]))
+        || (answer.is_some() && !matches!(path, [.., "complete"]));
+    let operation = match path {
+        ["jobs", id, "retry"] => AdminOperation::Retry(job_id(id)?),
+        ["jobs", id, "drop"] => AdminOperation::Drop(job_id(id)?),
+        ["jobs", id, "complete"] => {
+            AdminOperation::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_deref())? }
+        }
+        ["held", number, "approve"] => AdminOperation::Approve {
+            callback: callback_number(number)?,
+            instead: parse_instead(instead.as_deref())?,
+        },
+        ["held", number, "reject"] => AdminOperation::Reject(callback_number(number)?),
+        ["held", number, "settle"] => AdminOperation::Settle(callback_number(number)?),
+        ["attention", number, "dismiss"] => AdminOperation::Dismiss(callback_number(number)?),
+        ["instances", name, "complete"] => AdminOperation::Complete {
+            instance: Named { name: (*name).to_owned(), account },
+            answer: answer_given(answer.as_deref())?,
+        },
+        ["instances", name, "release"] => {
+            AdminOperation::Release(Named { name: (*name).to_owned(), account })
+        }
+        _ => {
+            return Err(Fault::new(
+                404,
+                "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
+            ));
         }
     };
-    match path {
-        ["jobs", id, "retry"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Retry(job_id(id)?)))
-        }
-        ["jobs", id, "drop"] => extra(true, true, true).and_then(|()| Ok(AdminOperation::Drop(job_id(id)?))),
-        ["held", number, "approve"] => {
-            extra(true, false, true)?;
-            Ok(AdminOperation::Approve {
-                callback: callback_number(number)?,
-                instead: really(instead.as_deref())?,
-            })
-        }
-        ["held", number, "reject"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Reject(callback_number(number)?)))
-        }
-        ["held", number, "settle"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Settle(callback_number(number)?)))
-        }
-        ["attention", number, "dismiss"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Dismiss(callback_number(number)?)))
-        }
-        ["instances", name, "complete"] => {
-            extra(false, true, false)?;
-            Ok(AdminOperation::Complete { instance: named(name), answer: answer_given(answer.as_deref())? })
-        }
-        ["jobs", id, "complete"] => {
-            extra(true, true, false)?;
-            Ok(AdminOperation::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_deref())? })
-        }
-        ["instances", name, "release"] => {
-            extra(false, true, true).map(|()| AdminOperation::Release(named(name)))
-        }
-        _ => Err(Fault::new(
-            404,
-            "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
-        )),
+    if ignored {
+        return Err(Fault::new(400, "the operation ignores `account`, `as` or `answer`: remove the member"));
     }
+    Ok(operation)
 }
 
 /// Parses the real meaning of a conflicting create.
-pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
+pub(super) fn parse_instead(word: Option<&str>) -> Result<Option<Instead>, Fault> {
     let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
     let instead = Instead::from_word(word);
     instead

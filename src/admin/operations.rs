@@ -146,15 +146,16 @@ impl AdminOperation {
 
 /// Checks the acting person and the reason: both are required, and limited in length.
 pub(super) fn signed(who: &str, why: &str) -> Result<AuditNote, Fault> {
-    let said = |name: &str, text: &str| {
-        let text = text.trim();
-        match text.len() {
-            0 => Err(Fault::new(400, format!("`{name}` is empty: give a name or reason for the audit log"))),
-            1..=limits::REASON_MAX_BYTES => Ok(text.to_owned()),
-            _ => Err(Fault::new(400, format!("`{name}` is longer than {} bytes", limits::REASON_MAX_BYTES))),
-        }
-    };
-    Ok(AuditNote { who: said("who", who)?, why: said("why", why)? })
+    Ok(AuditNote { who: check_note("who", who)?, why: check_note("why", why)? })
+}
+
+fn check_note(name: &str, text: &str) -> Result<String, Fault> {
+    let text = text.trim();
+    match text.len() {
+        0 => Err(Fault::new(400, format!("`{name}` is empty: give a name or reason for the audit log"))),
+        1..=limits::REASON_MAX_BYTES => Ok(text.to_owned()),
+        _ => Err(Fault::new(400, format!("`{name}` is longer than {} bytes", limits::REASON_MAX_BYTES))),
+    }
 }
 
 impl Admin {

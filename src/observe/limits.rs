@@ -199,7 +199,7 @@ pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
 /// short lines gets about 600 of them into the log.
 pub const HOOK_LOG_LINE_EXTRA_BYTES: usize = 420;
 /// Time for which a start waits for the killed hooks of a dead daemon to end, in milliseconds.
-pub const LEFTOVERS_END_MS: u64 = 5_000;
+pub const ORPHANED_HOOKS_END_MS: u64 = 5_000;
 
 /// Maximum time for any answer of an SPI endpoint under test, in milliseconds. The vendor says "do not block"
 /// and gives no number. Five seconds is the timeout of common clients.

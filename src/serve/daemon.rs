@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::liveness::Liveness;
 use crate::admin::{Admin, AdminOptions, AdminParts};
-use crate::hooks::leftovers::Leftovers;
+use crate::hooks::orphaned_hooks::OrphanedHooks;
 use crate::hooks::runner::Runner;
 use crate::market_api::order_lookup::OrderLookupClients;
 use crate::net;
@@ -334,7 +334,7 @@ async fn prepare(
     store_path: &Path,
     parts: AdminParts,
     options: AdminOptions,
-) -> Result<(Leftovers, Admin), StartError> {
+) -> Result<(OrphanedHooks, Admin), StartError> {
     // Under the store's lock, before the first attempt: a hook that a dead daemon left must not meet its retry.
     let leftovers = clear_leftovers(store_path).await?;
     Ok((leftovers, Admin::new(parts, options)?))
@@ -445,12 +445,12 @@ fn with_retry_lists(
 }
 
 /// Kills the hooks that an earlier daemon of this database left running.
-async fn clear_leftovers(store_path: &Path) -> Result<Leftovers, StartError> {
+async fn clear_leftovers(store_path: &Path) -> Result<OrphanedHooks, StartError> {
     // One folder per database file: a symbolic link to the database must lead to the same marks.
     let real = store_path.canonicalize().map_err(StartError::Leftovers)?;
     let mut folder = real.into_os_string();
     folder.push(".running");
-    Leftovers::clear(Path::new(&folder)).await.map_err(StartError::Leftovers)
+    OrphanedHooks::clear(Path::new(&folder)).await.map_err(StartError::Leftovers)
 }
 
 /// Logs the backlog that waits for an operator, at every start. The count takes longer in a larger store, so the start

@@ -283,7 +283,7 @@ fn operation(form: &Form) -> Result<AdminOperation, Fault> {
         "drop" => AdminOperation::Drop(api::job_id(target)?),
         "approve" => AdminOperation::Approve {
             callback: api::callback_number(target)?,
-            instead: api::really(form.filled("as").as_deref())?,
+            instead: api::parse_instead(form.filled("as").as_deref())?,
         },
         "reject" => AdminOperation::Reject(api::callback_number(target)?),
         "settle" => AdminOperation::Settle(api::callback_number(target)?),

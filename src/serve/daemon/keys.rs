@@ -59,7 +59,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_label_that_stands_for_another_key_begins_anew() {
-        let (store, _closed) = Store::in_memory(StoreOptions::default(), Clock::System).await.unwrap();
+        let (store, _closed) = Store::temporary(StoreOptions::default(), Clock::System).await.unwrap();
         let (endpoint, label): (Arc<str>, Arc<str>) = ("cn".into(), "previous".into());
         let configure = async |texts: &[(&str, &str)]| {
             let key = |(label, text): &(&str, &str)| Key::new(*label, Secret::new(*text)).unwrap();
