@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
 use super::credentials::{Credentials, NoKey};
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, Reach, Tls, Url};
+use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, OutboundPolicy, Tls, Url};
 use crate::observe::limits;
 
 /// `User-Agent` of every request.
@@ -120,7 +120,7 @@ impl MarketClient {
     pub fn new(options: MarketOptions) -> MarketClient {
         let client = Client::new(ClientOptions {
             total: options.timeout,
-            reach: Reach::Confidential,
+            outbound: OutboundPolicy::Confidential,
             tls: options.tls.clone(),
             body_max_bytes: limits::MARKET_ANSWER_MAX_BYTES,
             keep: options.concurrency,
