@@ -8,7 +8,6 @@ use super::lines::InstanceLine;
 use super::output::Output;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments};
-use crate::lab::scenario::Seen;
 use crate::lab::scenario::export::{Became, Export, Kept};
 use crate::store::{
     CallbackRow, Disposition, Filter, InstanceHistory, InstanceRow, JobRow, Reader, each_instance,
@@ -153,19 +152,12 @@ fn write(
     kept: &[Kept],
     output: &mut Output,
 ) -> Done {
-    let end = end.map(|InstanceRow { instance, .. }| Seen {
-        id: instance.id,
-        state: instance.state,
-        expires_on: instance.expires_on,
-        sku: instance.sku,
-        items: instance.items,
-    });
     let export = Export {
         title,
         dialect: dialect_named(&arguments.dialect)?.name(),
         keeps_personal: arguments.keep_personal,
         keeps_dates: arguments.keep_dates,
-        end,
+        end: end.map(|row| row.instance.into()),
     };
     output.line(export.scenario(kept).trim_end())
 }

@@ -8,7 +8,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clap::Args;
-use jiff::SignedDuration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -21,6 +20,7 @@ use crate::hooks::http::{HttpHook, HttpHookOptions};
 use crate::hooks::runner::Runner;
 use crate::net::Url;
 use crate::observe::limits;
+use spid_core::span::Span;
 use spid_hook::Secret;
 use spid_hook::callback::Action;
 use spid_hook::instance::Instance;
@@ -119,7 +119,7 @@ struct WaresArguments {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    let parsed = text.parse::<Span>().map(|span| span.0).ok();
     parsed.filter(|span| !span.is_zero()).ok_or_else(|| "not a time span, like 500ms, 30s or 2m".to_owned())
 }
 

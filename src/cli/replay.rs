@@ -1,20 +1,23 @@
 //! `replay`: sends fixtures to an endpoint and compares the answers.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::conformance::write;
-use super::junit::{self, Came};
 use super::keys::{KeyArguments, keys_in};
 use super::output::Output;
-use super::scenario::{Kept, Narrator, Progress, summary};
+use super::scenario::{Narrator, Progress, StoreStates, expect_this_machine, summary, write_file};
 use super::{Done, Exit, Failure, runtime};
 use crate::config::{self, ProcessEnvironment};
-use crate::lab::scenario::{Report, Scenario, ScenarioError, States, StepReport, Target};
+use crate::lab::report::junit;
+use crate::lab::scenario::{Report, Scenario, ScenarioError, States, Target};
 use crate::net::Url;
 use crate::store::Reader;
 use spid_hook::time::Clock;
+
+/// Minimum number of requests of a run for which a progress bar is shown.
+const LONG_RUN: u64 = 200;
 
 #[derive(Args)]
 pub(super) struct ReplayArguments {
@@ -32,9 +35,12 @@ pub(super) struct ReplayArguments {
     /// Database of the daemon, to check the states of instances as well.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     db: Option<PathBuf>,
-    /// Configuration of the daemon, which names the database.
+    /// Configuration of the daemon, which names the database and the account of each path.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Seller account of the instances. With --config, the default is the account of the endpoint at the URL's path.
+    #[arg(long, value_name = "NAME")]
+    account: Option<String>,
     /// Another endpoint, under the name that steps use for it.
     #[arg(long = "endpoint", value_name = "NAME=URL")]
     endpoints: Vec<String>,
@@ -61,12 +67,16 @@ pub(super) struct ReplayArguments {
 pub(super) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
     let target = target(&arguments)?;
     let scenarios = load(&arguments)?;
-    let reader = reader(&arguments)?;
-    let states = reader.as_ref().map(Kept);
+    let store = store(&arguments)?;
+    let states = store.as_ref().map(|(reader, accounts)| StoreStates {
+        reader,
+        account: arguments.account.clone(),
+        accounts: accounts.clone(),
+    });
     let runtime = runtime()?;
     let mut reports = Vec::new();
     for scenario in &scenarios {
-        let states = states.as_ref().map(|kept| kept as &dyn States);
+        let states = states.as_ref().map(|states| states as &dyn States);
         reports.push(runtime.block_on(run(&arguments, scenario, &target, states, output)));
     }
     if arguments.json {
@@ -78,7 +88,7 @@ pub(super) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
     }
     // The file comes last: if it cannot be written, the results are already printed.
     if let Some(path) = &arguments.junit {
-        write(path, &junit::xml(&reports.iter().map(junit_of).collect::<Vec<_>>()))?;
+        write_file(path, &junit(&reports.iter().map(Into::into).collect::<Vec<_>>()))?;
     }
     verdict(&reports)
 }
@@ -97,38 +107,14 @@ fn target(arguments: &ReplayArguments) -> Result<Target, Failure> {
         target.other_keys.insert(name.to_owned(), keys_in(Path::new(file))?);
     }
     for url in std::iter::once(&target.url).chain(target.endpoints.values()) {
-        // A mistyped address must not reach a production system.
-        if !url.is_loopback() && !arguments.yes {
-            let authority = url.authority();
-            let message =
-                format!("{authority} is not this machine, and would treat the replay as real orders");
-            return Err(Failure::new(Exit::Usage, message).hint("add --yes to allow it"));
-        }
+        let danger = "and would treat the replay as real orders";
+        expect_this_machine(url, arguments.yes, danger, "add --yes to allow it")?;
     }
     Ok(target)
 }
 
 fn pair<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str), Failure> {
     text.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format!("`{text}` is not {what}")))
-}
-
-fn junit_of(report: &Report) -> junit::Suite {
-    let test = |step: &StepReport| {
-        let failures: Vec<String> = step.failures.iter().map(ToString::to_string).collect();
-        let shortly = failures.first().and_then(|text| text.lines().next()).unwrap_or("no answer").to_owned();
-        junit::Test {
-            name: step.name.clone(),
-            duration_ms: u64::try_from(step.duration_ms).unwrap_or_default(),
-            came: if step.passed { Came::Passed } else { Came::Failed(shortly, failures.join("\n")) },
-        }
-    };
-    let unrun = |name: &String| junit::Test {
-        name: name.clone(),
-        duration_ms: 0,
-        came: Came::Skipped("a step before it failed".to_owned()),
-    };
-    let tests = report.steps.iter().map(test).chain(report.not_run.iter().map(unrun)).collect();
-    junit::Suite { name: report.title.clone(), tests }
 }
 
 async fn run(
@@ -140,7 +126,11 @@ async fn run(
 ) -> Report {
     let clock = Clock::System;
     if arguments.quiet || arguments.json {
-        scenario.run(target, states, &clock, &mut Progress::new(scenario.deliveries())).await
+        let mut progress = match scenario.deliveries() {
+            deliveries @ LONG_RUN.. => Progress::new(deliveries, "{bar:40} {pos}/{len} {per_sec} {eta} left"),
+            _ => Progress::hidden(),
+        };
+        scenario.run(target, states, &clock, &mut progress).await
     } else {
         scenario.run(target, states, &clock, &mut Narrator::new(output)).await
     }
@@ -191,13 +181,17 @@ fn load(arguments: &ReplayArguments) -> Result<Vec<Scenario>, Failure> {
     Ok(scenarios)
 }
 
-fn reader(arguments: &ReplayArguments) -> Result<Option<Reader>, Failure> {
-    let path = match (&arguments.db, &arguments.config) {
-        (Some(db), _) => db.clone(),
-        (None, Some(file)) => config::store_of(file, &ProcessEnvironment)?.0,
+/// Opens the database, if there is one. Also returns the account of each path, as far as it is known.
+fn store(arguments: &ReplayArguments) -> Result<Option<(Reader, BTreeMap<String, String>)>, Failure> {
+    let (path, accounts) = match (&arguments.db, &arguments.config) {
+        (Some(db), _) => (db.clone(), BTreeMap::new()),
+        (None, Some(file)) => {
+            let environment = &ProcessEnvironment;
+            (config::store_of(file, environment)?.0, config::accounts_by_path(file, environment)?)
+        }
         (None, None) => return Ok(None),
     };
-    Ok(Some(Reader::open(&path)?))
+    Ok(Some((Reader::open(&path)?, accounts)))
 }
 
 impl From<ScenarioError> for Failure {

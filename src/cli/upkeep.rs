@@ -7,9 +7,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::output::Output;
-use super::span::Span;
 use super::{Done, Exit, Failure, StoreArguments, mend};
 use crate::store::{AuditNote, PruneOptions, Pruned};
+use spid_core::span::Span;
 
 /// Progress line of a long operation; drawn only on a terminal.
 pub(super) struct Ticker(ProgressBar, &'static str);

@@ -19,7 +19,7 @@ mod keys;
 mod reader;
 mod telemetry;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -293,10 +293,9 @@ impl Config {
         hook: Option<InProcess>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Result<Config, Mistakes> {
-        let document = reader::document(text, source)?;
-        let reader = Reader::new(text, environment, flags);
-        let config = Config::read(&reader.root(&document), hook, look);
-        let reader::Findings { settings, mistakes, warnings } = reader.findings();
+        let reader = Reader::new(text, source, environment, flags)?;
+        let config = Config::read(&reader.root(), hook, look);
+        let reader::Findings { settings, mistakes, warnings, .. } = reader.finish();
         let warnings = warnings.iter().map(|warning| warning.line(source)).collect();
         match config {
             // Warnings do not prevent a start, mistakes do.
@@ -327,8 +326,6 @@ impl Config {
         let server_table = root.table("server");
         let Server { listen, admin_listen, admin, reply_within } = server(&server_table);
         let (tls, proxies) = (front::tls(&server_table), front::proxies(&server_table));
-        // A dropped table reports its unknown keys, so each table is dropped only after its last key was read.
-        drop(server_table);
         let rate = front::rate(&root.table("rate"));
         let policy = policy(&root.table("policy"));
         let store_table = root.table("store");
@@ -407,7 +404,6 @@ fn server(table: &Table<'_>) -> Server {
     let named = ["file", "env", "credential"].map(|member| token.text(member).is_some());
     let guarded = token.is_there() || named.contains(&true);
     let admin = AdminOptions { token: guarded.then(|| admin_token(&token)).flatten() };
-    drop(token);
     let admin_listen =
         table.optional("admin_listen", |text| address(text).and_then(|address| for_admins(address, guarded)));
     let reply_within = table.duration("reply_within", Duration::from_millis(limits::REPLY_WITHIN_MS));
@@ -553,14 +549,11 @@ orders = { none = true }
 pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
     let text = text_of(path)?;
     let source = path.display().to_string();
-    let document = reader::document(&text, &source)?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let root = reader.root();
     let (database, sealing_keys) = store(&root.table("store"));
     let secrets_window_ms = millis(policy(&root.table("policy")).secrets_window);
-    // Tables report their unknown keys when they are dropped, so drop this one before the reading ends.
-    drop(root);
-    let (_, mut mistakes) = reader.finish();
+    let mut mistakes = reader.finish().mistakes;
     // Only the store is read here, so mistakes elsewhere do not matter, like unknown tables.
     mistakes.retain(|mistake| mistake.key.starts_with("store") || mistake.key == "policy.secrets_window");
     if mistakes.is_empty() {
@@ -577,16 +570,13 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
 pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr, Mistakes> {
     let text = text_of(path)?;
     let source = path.display().to_string();
-    let document = reader::document(&text, &source)?;
-    let reader = Reader::new(&text, environment, &[]);
-    let table = reader.root(&document).table("server");
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let table = reader.root().table("server");
     let listen = table.optional("admin_listen", address);
     if listen.is_none() && !table.has("admin_listen") {
         table.mistake("admin_listen", "no admin listener is configured: set \"127.0.0.1:8081\", for example");
     }
-    // A table reports its unknown keys when it is dropped, so this must come before `finish`.
-    drop(table);
-    let (_, mut mistakes) = reader.finish();
+    let mut mistakes = reader.finish().mistakes;
     // Only this key is read here, so mistakes elsewhere do not matter.
     mistakes.retain(|mistake| mistake.key == "server.admin_listen");
     listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
@@ -599,14 +589,33 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
 /// Returns an error if the file cannot be read or is not a configuration.
 pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<String>, Mistakes> {
     let text = text_of(path)?;
-    let document = reader::document(&text, &path.display().to_string())?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
+    let reader = Reader::new(&text, &path.display().to_string(), environment, &[])?;
+    let root = reader.root();
     // As in the daemon, the default account is the endpoint's name.
     let account = |table: Table<'_>| table.text("account").or_else(|| table.text("name"));
     let served = root.tables("endpoint", false).into_iter().filter_map(account);
     let retired = root.table("policy").texts("retired_accounts").unwrap_or_default();
     Ok(served.chain(retired).collect())
+}
+
+/// Reads only the accounts of the endpoints from a configuration, by path. A replay can run without permission to read
+/// the keys.
+///
+/// # Errors
+/// Returns an error if the file cannot be read or is not a configuration.
+pub fn accounts_by_path(
+    path: &Path,
+    environment: &dyn Environment,
+) -> Result<BTreeMap<String, String>, Mistakes> {
+    let text = text_of(path)?;
+    let reader = Reader::new(&text, &path.display().to_string(), environment, &[])?;
+    let mut accounts = BTreeMap::new();
+    for table in reader.root().tables("endpoint", false) {
+        // As in the daemon, the default account is the endpoint's name.
+        let account = table.text("account").or_else(|| table.text("name"));
+        accounts.extend(table.text("path").zip(account));
+    }
+    Ok(accounts)
 }
 
 #[cfg(test)]

@@ -2,5 +2,6 @@
 
 pub mod conformance;
 pub mod exchange;
+pub mod report;
 pub mod scenario;
 pub mod simulator;

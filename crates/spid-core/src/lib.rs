@@ -1,8 +1,10 @@
 //! The rules without a socket or a clock: signatures, dialects, the lifecycle.
 
 pub mod dialect;
+pub mod document;
 pub mod lifecycle;
 pub mod limits;
 pub mod query;
 pub mod redact;
 pub mod signature;
+pub mod span;
