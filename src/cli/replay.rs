@@ -67,12 +67,13 @@ pub(super) struct ReplayArguments {
 pub(super) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
     let target = target(&arguments)?;
     let scenarios = load(&arguments)?;
-    let store = store(&arguments)?;
-    let states = store.as_ref().map(|(reader, accounts)| StoreStates {
-        reader,
-        account: arguments.account.clone(),
-        accounts: accounts.clone(),
-    });
+    let reader = reader(&arguments)?;
+    let accounts = match &arguments.config {
+        Some(file) => config::accounts_by_path(file, &ProcessEnvironment)?,
+        None => BTreeMap::new(),
+    };
+    let account = arguments.account.clone();
+    let states = reader.as_ref().map(|reader| StoreStates { reader, account, accounts });
     let runtime = runtime()?;
     let mut reports = Vec::new();
     for scenario in &scenarios {
@@ -181,17 +182,13 @@ fn load(arguments: &ReplayArguments) -> Result<Vec<Scenario>, Failure> {
     Ok(scenarios)
 }
 
-/// Opens the database, if there is one. Also returns the account of each path, as far as it is known.
-fn store(arguments: &ReplayArguments) -> Result<Option<(Reader, BTreeMap<String, String>)>, Failure> {
-    let (path, accounts) = match (&arguments.db, &arguments.config) {
-        (Some(db), _) => (db.clone(), BTreeMap::new()),
-        (None, Some(file)) => {
-            let environment = &ProcessEnvironment;
-            (config::store_of(file, environment)?.0, config::accounts_by_path(file, environment)?)
-        }
+fn reader(arguments: &ReplayArguments) -> Result<Option<Reader>, Failure> {
+    let path = match (&arguments.db, &arguments.config) {
+        (Some(db), _) => db.clone(),
+        (None, Some(file)) => config::store_of(file, &ProcessEnvironment)?.0,
         (None, None) => return Ok(None),
     };
-    Ok(Some((Reader::open(&path)?, accounts)))
+    Ok(Some(Reader::open(&path)?))
 }
 
 impl From<ScenarioError> for Failure {

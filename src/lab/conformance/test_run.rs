@@ -325,7 +325,8 @@ impl TestRun {
 
     pub(super) async fn send_to(&mut self, url: &Url, request: &TestRequest) -> Result<Answer, Finding> {
         let prepared = self.prepare(url, request)?;
-        let sent = prepared.send(self.run.client.clone()).await;
+        // In a box, because the futures of the cases contain it.
+        let sent = Box::pin(prepared.send(self.run.client.clone())).await;
         self.record(sent)
     }
 

@@ -438,7 +438,7 @@ fn key(name: &str) -> String {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::value::{Known, Value};
+    use super::super::value::{Value, Variables};
     use super::*;
     use crate::lab::scenario::Scenario;
     use spid_hook::callback::{Expiry, InstanceRef};
@@ -577,7 +577,7 @@ mod tests {
                 .params
                 .iter()
                 .map(|(name, value)| match value {
-                    Value::Text(template) => (name.clone(), template.fill(&Known::new())),
+                    Value::Text(template) => (name.clone(), template.fill(&Variables::new())),
                     other => panic!("{other:?}"),
                 })
                 .collect();

@@ -233,18 +233,21 @@ impl SimulatorRun {
             ("productCode", "cmgj000001"),
             ("skuId", sku),
         ];
-        let (about, more): (&[(&str, &str)], &[(&str, &str)]) = match event.what {
+        let instance = [("instanceId", id.as_str())];
+        let about: &[_] = match event.what {
+            RequestKind::Create | RequestKind::LateCreate | RequestKind::Pay => &bought,
+            _ => &instance,
+        };
+        let more: &[(&str, &str)] = match event.what {
             RequestKind::Create | RequestKind::LateCreate => {
-                (&bought, &[("trial", if event.is_trial { "true" } else { "false" }), ("expiredOn", &date)])
+                &[("trial", if event.is_trial { "true" } else { "false" }), ("expiredOn", &date)]
             }
-            RequestKind::Pay => (&bought, &[("requestId", &payment)]),
-            RequestKind::Renew => (&[("instanceId", &id)], &[("orderId", &order), ("expiredOn", &date)]),
-            RequestKind::RefundRenew => (&[("instanceId", &id)], &[("expiredOn", &date)]),
-            RequestKind::Upgrade => (&[("instanceId", &id)], &[("orderId", &order), ("skuId", sku)]),
-            RequestKind::Release => {
-                (&[("instanceId", &id)], &[("isRefund", if event.is_refund { "true" } else { "false" })])
-            }
-            RequestKind::Expire => (&[("instanceId", &id)], &[]),
+            RequestKind::Pay => &[("requestId", &payment)],
+            RequestKind::Renew => &[("orderId", &order), ("expiredOn", &date)],
+            RequestKind::RefundRenew => &[("expiredOn", &date)],
+            RequestKind::Upgrade => &[("orderId", &order), ("skuId", sku)],
+            RequestKind::Release => &[("isRefund", if event.is_refund { "true" } else { "false" })],
+            RequestKind::Expire => &[],
         };
         about.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
