@@ -645,7 +645,7 @@ fn replay_never_takes_the_instance_of_another_account() {
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     let endpoint = |name: &str| {
         format!(
-            "[[endpoint]]\nname = \"{name}\"\npath = \"/{name}\"\ndialect = \"alibaba\"\nkeys = [{{ file = {:?} }}]\n",
+            "[[endpoint]]\nname = \"{name}\"\npath = \"/{name}\"\ndialect = \"alibaba\"\nkeys = [{{ file = {:?} }}]\nshared_key = true\n",
             folder.path().join("key")
         )
     };

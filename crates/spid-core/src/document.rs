@@ -79,7 +79,7 @@ impl<'t> Document<'t> {
     /// Parses a document.
     ///
     /// # Errors
-    /// All mistakes of syntax. The rest of the document has no certain meaning then.
+    /// All mistakes of syntax, sorted by line. The rest of the document has no certain meaning then.
     pub fn parse(text: &'t str) -> Result<Document<'t>, Vec<SyntaxError>> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
@@ -90,6 +90,7 @@ impl<'t> Document<'t> {
             let line = error.span().map(|span| line_of(text, span.start));
             found.push(SyntaxError { line, message: error.message().to_owned() });
         }
+        found.sort_by_key(|error| error.line);
         Err(found)
     }
 

@@ -35,12 +35,14 @@ impl FromStr for Span {
     type Err = BadSpan;
 
     fn from_str(text: &str) -> Result<Span, BadSpan> {
-        // jiff's `SignedDuration` knows no days, so they are parsed as a `Span`.
-        let of_days = || {
-            let span = text.parse::<jiff::Span>()?;
-            span.to_duration(SpanRelativeTo::days_are_24_hours())
+        let signed = match text.parse::<SignedDuration>() {
+            Ok(signed) => signed,
+            // jiff's `SignedDuration` knows no days, so they are parsed as a `Span`.
+            Err(_) => {
+                let span = text.parse::<jiff::Span>().map_err(|_| BadSpan)?;
+                span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| BadSpan)?
+            }
         };
-        let signed = text.parse::<SignedDuration>().or_else(|_| of_days()).map_err(|_| BadSpan)?;
         // A negative span fails here.
         Duration::try_from(signed).map(Span).map_err(|_| BadSpan)
     }

@@ -453,8 +453,11 @@ fn include(case: &'static Case, wanted: &mut BTreeSet<&str>) {
 
 /// Returns the first needed case that has run and not passed. A needed case that was not selected is ignored.
 fn unmet(case: &Case, before: &[CaseReport]) -> Option<&'static str> {
-    let has_failed = |id: &str| before.iter().any(|it| it.id == id && it.verdict != Verdict::Passed);
-    case.needs.iter().find(|id| has_failed(id)).copied()
+    case.needs.iter().find(|id| has_not_passed(before, id)).copied()
+}
+
+fn has_not_passed(cases: &[CaseReport], id: &str) -> bool {
+    cases.iter().any(|case| case.id == id && case.verdict != Verdict::Passed)
 }
 
 #[cfg(test)]

@@ -39,13 +39,10 @@ impl Failure {
         actual: impl Into<String>,
     ) -> Failure {
         // Escape and mask all of it: it is printed, and the SPI endpoint under test may have written any part of it.
-        let shown = |text: String| plain(&without_tokens(&text)).into_owned();
-        Failure {
-            delivery: None,
-            what: shown(what.into()),
-            expected: shown(expected.into()),
-            actual: shown(actual.into()),
-        }
+        let shown = [what.into(), expected.into(), actual.into()]
+            .map(|text: String| plain(&without_tokens(&text)).into_owned());
+        let [what, expected, actual] = shown;
+        Failure { delivery: None, what, expected, actual }
     }
 }
 
@@ -90,7 +87,8 @@ pub(super) struct Expectation {
     pub(super) json: Option<Pattern>,
     /// Name of the instance to check; `None` for that of the callback.
     pub(super) instance: Option<Template>,
-    pub(super) state: Option<WantedState>,
+    /// State that the instance must have; `Some(None)` if there must be no such instance.
+    pub(super) state: Option<Option<State>>,
     pub(super) expires_on: Option<Template>,
     pub(super) sku: Option<Template>,
     pub(super) items: Vec<(String, Template)>,
@@ -113,24 +111,6 @@ impl Default for Expectation {
             items: Vec::new(),
             held: None,
             within: Duration::ZERO,
-        }
-    }
-}
-
-/// State that an instance must have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WantedState {
-    /// There must be no such instance.
-    None,
-    /// The instance must have this state.
-    Is(State),
-}
-
-impl WantedState {
-    fn as_str(self) -> &'static str {
-        match self {
-            WantedState::None => "none",
-            WantedState::Is(state) => state.as_str(),
         }
     }
 }
@@ -203,8 +183,9 @@ impl Expectation {
         zone: &TimeZone,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        let state = seen.map_or("none", |seen| seen.state.as_str());
-        if let Some(wanted) = self.state.map(WantedState::as_str).filter(|wanted| *wanted != state) {
+        let state = seen.map(|seen| seen.state);
+        if let Some(wanted) = self.state.filter(|wanted| *wanted != state) {
+            let [wanted, state] = [wanted, state].map(|state| state.map_or("none", State::as_str));
             failures.push(Failure::new(format!("state of `{name}`"), wanted, state));
         }
         if let Some(wanted) = self.expires_on.as_ref().map(|wanted| wanted.fill(known)) {
@@ -443,7 +424,7 @@ mod tests {
             items: BTreeMap::from([("Count".to_owned(), "2".to_owned())]),
         };
         let wanted = Expectation {
-            state: Some(WantedState::Is(State::Active)),
+            state: Some(Some(State::Active)),
             expires_on: Some(Template::literal("2026-01-01 08:00:00")),
             sku: Some(Template::literal("basic")),
             items: vec![("Count".to_owned(), Template::literal("2"))],
@@ -456,7 +437,7 @@ mod tests {
             .map(|it| it.what)
             .collect();
         assert_eq!(whats, ["state of `o-1`", "expires_on", "sku", "items.Count"]);
-        let none = Expectation { state: Some(WantedState::None), ..Expectation::default() };
+        let none = Expectation { state: Some(None), ..Expectation::default() };
         assert_eq!(none.check_instance("o-1", None, &Variables::new(), &zone), []);
         assert_eq!(none.check_instance("o-1", Some(&seen), &Variables::new(), &zone)[0].actual, "active");
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use toml::de::DeValue;
 
-use super::expect::{Expectation, Pattern, WantedState};
+use super::expect::{Expectation, Pattern};
 use super::value::{Format, Moment, Template, Value, is_name, read_offset};
 use super::{Mistake, Retry, Scenario, Step};
 use crate::observe::limits::CONNECTIONS_MAX_COUNT;
@@ -32,13 +32,14 @@ const REMOVED: [(&str, &str); 2] =
 
 /// Reads a scenario, or returns all its mistakes. Files that it names are read from `folder`.
 pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mistake>> {
-    let document = Document::parse(text).map_err(|errors| {
-        let mistake = |error: spid_core::document::SyntaxError| Mistake {
-            line: error.line.unwrap_or(1),
-            message: error.message,
-        };
-        errors.into_iter().map(mistake).collect::<Vec<_>>()
-    })?;
+    let document = match Document::parse(text) {
+        Ok(document) => document,
+        Err(errors) => {
+            let mistakes = errors.into_iter();
+            let mistakes = mistakes.map(|it| Mistake { line: it.line.unwrap_or(1), message: it.message });
+            return Err(mistakes.collect());
+        }
+    };
     let mut reader = Reader {
         document: &document,
         folder,
@@ -335,10 +336,10 @@ impl<'d> Reader<'d> {
         fits
     }
 
-    fn state(&mut self, item: Item<'d>, name: &str) -> Option<WantedState> {
+    fn state(&mut self, item: Item<'d>, name: &str) -> Option<Option<State>> {
         let states = [State::Pending, State::Active, State::Frozen, State::Released];
-        let mut known: Vec<_> = states.map(|state| (state.as_str(), WantedState::Is(state))).to_vec();
-        known.push(("none", WantedState::None));
+        let mut known: Vec<_> = states.map(|state| (state.as_str(), Some(state))).to_vec();
+        known.push(("none", None));
         self.word(item, name, "state", &known)
     }
 

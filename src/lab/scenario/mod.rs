@@ -170,8 +170,8 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError`].
     pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
-        let unreadable = |cause| ScenarioError::Unreadable { path: path.to_owned(), cause };
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ScenarioError::Unreadable { path: path.to_owned(), cause })?;
         Scenario::parse(&text, &path.display().to_string())
     }
 

@@ -1,17 +1,16 @@
 //! Runs a scenario: signs, sends and compares.
 //!
-//! The deliveries of a step run as tasks, as many at once as the step says. They report to the run through one channel,
-//! so an [`Observer`] needs no lock and sees one event after the other. The state is read right after the answers,
+//! The deliveries of a step run concurrently, as many at once as the step says, and share the [`Observer`]. The state is read right after the answers,
 //! because a daemon answers after its commit.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::expect::{Failure, Seen, value_at};
@@ -25,8 +24,6 @@ use spid_core::query::Pair;
 use spid_core::signature::Keys;
 use spid_hook::time::{Clock, plus_millis};
 
-/// Capacity of the channel of events. A slow observer slows the deliveries down.
-const EVENTS_MAX_COUNT: usize = 64;
 /// Interval between two looks at an instance that is not yet as expected.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -286,7 +283,7 @@ impl Runner<'_> {
         }
         // Count before the first delivery, because the deliveries may add held callbacks.
         let held_before = self.states.map(States::held);
-        let delivery = Arc::new(self.delivery(step).map_err(|error| no_randomness(&error))?);
+        let delivery = self.delivery(step).map_err(|error| no_randomness(&error))?;
         let mut tally = self.deliver(&delivery).await;
         let mut not_checked = Vec::new();
         // An unexpected answer fails the step already, so check the state only after good answers.
@@ -336,29 +333,18 @@ impl Runner<'_> {
         target
     }
 
-    async fn deliver(&mut self, delivery: &Arc<Delivery>) -> Tally {
-        let (events, mut inbox) = mpsc::channel(EVENTS_MAX_COUNT);
-        let begun = Arc::new(AtomicU32::new(0));
-        let mut tasks = JoinSet::new();
-        for _ in 0..delivery.step.concurrent.min(delivery.step.repeat) {
-            tasks.spawn(work(delivery.clone(), begun.clone(), events.clone()));
-        }
-        // Only the tasks keep the channel open now, so the loop ends with the last task.
-        drop(events);
+    async fn deliver(&mut self, delivery: &Delivery) -> Tally {
+        let observer: &mut dyn Observer = self.observer;
+        let (observer, is_over) = (SharedObserver::new(observer), AtomicBool::new(false));
+        let numbers = (1..=delivery.step.repeat).take_while(|_| !is_over.load(Ordering::Relaxed));
+        let concurrent = usize::try_from(delivery.step.concurrent).unwrap_or(usize::MAX);
+        let mut deliveries =
+            stream::iter(numbers).map(|number| delivery.make(number, &observer)).buffer_unordered(concurrent);
         let mut tally = Tally::default();
-        while let Some(event) = inbox.recv().await {
-            match event {
-                Event::Sent(sent) => {
-                    tally.requests += 1;
-                    self.observer.sent(&sent);
-                }
-                Event::Answered(answered) => self.observer.answered(&answered),
-                Event::Ended(number, ended) => tally.add(number, ended),
-            }
-            if tally.is_over() {
-                // Deliveries in flight finish; no new one begins.
-                begun.store(delivery.step.repeat, Ordering::Relaxed);
-            }
+        while let Some(delivered) = deliveries.next().await {
+            tally.add(delivered);
+            // Deliveries in flight finish; no new one begins.
+            is_over.store(tally.is_over(), Ordering::Relaxed);
         }
         tally
     }
@@ -436,17 +422,18 @@ impl Tally {
     }
 
     /// Adds a delivery that has ended. Only the first failed delivery is reported, because the others would repeat it.
-    fn add(&mut self, delivery: u32, ended: Result<Variables, Ended>) {
+    fn add(&mut self, delivered: Delivered) {
+        self.requests += delivered.requests;
         if self.is_over() {
             return;
         }
-        match ended {
+        match delivered.result {
             Ok(captured) => self.failures = self.contradictions(&captured),
             Err(Ended::Unmet(failures)) => self.failures = failures,
             Err(Ended::Unanswered(error)) => self.error = Some(error),
         }
         for failure in &mut self.failures {
-            failure.delivery = Some(delivery);
+            failure.delivery = Some(delivered.number);
         }
     }
 
@@ -471,11 +458,14 @@ enum Ended {
     Unanswered(String),
 }
 
-/// Events that the tasks of a step report.
-enum Event {
-    Sent(Sent),
-    Answered(Answered),
-    Ended(u32, Result<Variables, Ended>),
+/// Observer that the concurrent deliveries of a step share.
+type SharedObserver<'o> = Mutex<&'o mut dyn Observer>;
+
+/// A delivery that has ended.
+struct Delivered {
+    number: u32,
+    requests: u64,
+    result: Result<Variables, Ended>,
 }
 
 /// A callback of a step, ready to be sent any number of times.
@@ -488,43 +478,22 @@ struct Delivery {
     parameters: Vec<Pair>,
 }
 
-/// Makes deliveries until all of the step's deliveries have begun.
-async fn work(delivery: Arc<Delivery>, begun: Arc<AtomicU32>, events: mpsc::Sender<Event>) {
-    loop {
-        // The tasks share this counter, so each delivery gets its own number.
-        let number = begun.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if number > delivery.step.repeat {
-            return;
-        }
-        let ended = delivery.make(number, &events).await;
-        if events.send(Event::Ended(number, ended)).await.is_err() {
-            // The run was dropped, so stop sending.
-            return;
-        }
-    }
-}
-
 impl Delivery {
     /// Sends the callback until its answer is as expected, at most as often as the step allows.
-    async fn make(&self, number: u32, events: &mpsc::Sender<Event>) -> Result<Variables, Ended> {
+    async fn make(&self, number: u32, observer: &SharedObserver<'_>) -> Delivered {
+        let mut requests = 0;
         let mut repetitions = Repetitions::every(self.step.retry.every, self.step.retry.limit);
-        loop {
+        let result = loop {
+            requests += 1;
             // Only answers are retried: a request without an answer ends the run.
-            let answer = self.send(number, events).await.map_err(Ended::Unanswered)?;
-            let answered = Event::Answered(Answered {
-                delivery: number,
-                status: answer.status,
-                location: answer.headers.text("location").map(exchange::header),
-                body: exchange::body(&answer.body),
-            });
-            // If the run was dropped, `work` stops after this delivery.
-            let _ = events.send(answered).await;
-            match self.judge(&answer) {
-                Ok(captured) => return Ok(captured),
-                Err(failures) if !repetitions.again().await => return Err(Ended::Unmet(failures)),
-                Err(_) => {}
+            match self.send(number, observer).await.map(|answer| self.judge(&answer)) {
+                Ok(Ok(captured)) => break Ok(captured),
+                Ok(Err(failures)) if !repetitions.again().await => break Err(Ended::Unmet(failures)),
+                Ok(Err(_)) => {}
+                Err(error) => break Err(Ended::Unanswered(error)),
             }
-        }
+        };
+        Delivered { number, requests, result }
     }
 
     fn judge(&self, answer: &ClientResponse) -> Result<Variables, Vec<Failure>> {
@@ -545,7 +514,7 @@ impl Delivery {
         if failures.is_empty() { Ok(captured) } else { Err(failures) }
     }
 
-    async fn send(&self, number: u32, events: &mpsc::Sender<Event>) -> Result<ClientResponse, String> {
+    async fn send(&self, number: u32, observer: &SharedObserver<'_>) -> Result<ClientResponse, String> {
         let url = &self.target.url;
         let request = match &self.step.request {
             Some(bytes) => PreparedRequest::recorded(bytes, url),
@@ -555,8 +524,16 @@ impl Delivery {
         // Report the request before it is sent, so that it is visible even without an answer.
         let PreparedRequest { method, target, body, .. } = &request;
         let sent = Sent { delivery: number, method, target: target.clone(), body: body.clone() };
-        let _ = events.send(Event::Sent(sent)).await;
-        request.send(&self.target.client).await.map_err(|error| self.explain(&error))
+        observer.lock().unwrap_or_else(PoisonError::into_inner).sent(&sent);
+        let answer = request.send(&self.target.client).await.map_err(|error| self.explain(&error))?;
+        let answered = Answered {
+            delivery: number,
+            status: answer.status,
+            location: answer.headers.text("location").map(exchange::header),
+            body: exchange::body(&answer.body),
+        };
+        observer.lock().unwrap_or_else(PoisonError::into_inner).answered(&answered);
+        Ok(answer)
     }
 
     /// Builds the request with the current time, because a marketplace signs every call again.
@@ -693,9 +670,10 @@ mod tests {
     #[test]
     fn the_first_failed_delivery_is_the_one_reported() {
         let mut tally = Tally::default();
-        tally.add(1, Ok(Variables::from([("id".to_owned(), "a".to_owned())])));
-        tally.add(2, Ok(Variables::from([("id".to_owned(), "b".to_owned())])));
-        tally.add(3, Err(Ended::Unanswered("gone".to_owned())));
+        let ended = |number, result| Delivered { number, requests: 1, result };
+        tally.add(ended(1, Ok(Variables::from([("id".to_owned(), "a".to_owned())]))));
+        tally.add(ended(2, Ok(Variables::from([("id".to_owned(), "b".to_owned())]))));
+        tally.add(ended(3, Err(Ended::Unanswered("gone".to_owned()))));
         assert_eq!(tally.failures.len(), 1);
         assert_eq!(
             tally.failures[0].to_string(),

@@ -161,12 +161,12 @@ fn read_millis(text: &str) -> Option<i64> {
 
 /// Parses a time in either format of [`Moment`].
 pub(super) fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
-    let civil = || {
-        let civil = DateTime::strptime(CIVIL, text).ok()?;
-        // A civil time at the end of the year 9999 may lie outside the range of instants: it means "forever".
-        zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
-    };
-    read_rfc3339(text).or_else(civil)
+    if let Some(at) = read_rfc3339(text) {
+        return Some(at);
+    }
+    let civil = DateTime::strptime(CIVIL, text).ok()?;
+    // A civil time at the end of the year 9999 may lie outside the range of instants: it means "forever".
+    zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
 }
 
 #[cfg(test)]
