@@ -4,7 +4,6 @@
 //! token, because it allows the same request again and so is as good as a key. None of them may show the parts of
 //! an answer that are for the buyer only.
 
-use std::iter::RepeatN;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,12 +17,7 @@ use crate::observe::limits;
 use spid_core::dialect::OutRequest;
 use spid_hook::json::Json;
 
-/// Returns a client whose timeouts equal those of spid's own listener for a peer, and this much longer.
-pub fn client(longer: Duration) -> Client {
-    Client::new(client_options(longer))
-}
-
-/// Options of [`client`].
+/// Returns options for a client whose timeouts equal those of spid's own listener for a peer, and this much longer.
 pub fn client_options(longer: Duration) -> ClientOptions {
     let connect = Duration::from_millis(limits::HEADERS_READ_MS);
     let total = connect + Duration::from_millis(limits::BODY_READ_MS) + longer;
@@ -109,20 +103,18 @@ impl PreparedRequest {
 }
 
 /// Repetitions of one request: the waits before each of them.
-pub struct Repetitions<W>(W);
+pub struct Repetitions(Box<dyn Iterator<Item = Duration> + Send>);
 
-impl Repetitions<RepeatN<Duration>> {
+impl Repetitions {
     /// Repeats at this interval. The request is sent at most `limit` times, the first time included.
-    pub fn every(interval: Duration, limit: u32) -> Self {
-        let repetitions = usize::try_from(limit.saturating_sub(1)).unwrap_or(usize::MAX);
-        Repetitions(std::iter::repeat_n(interval, repetitions))
+    pub fn every(interval: Duration, limit: u32) -> Repetitions {
+        let count = usize::try_from(limit.saturating_sub(1)).unwrap_or(usize::MAX);
+        Repetitions(Box::new(std::iter::repeat_n(interval, count)))
     }
-}
 
-impl<W: Iterator<Item = Duration>> Repetitions<W> {
     /// Repeats after each of these waits.
-    pub fn after(waits: W) -> Repetitions<W> {
-        Repetitions(waits)
+    pub fn after(waits: Vec<Duration>) -> Repetitions {
+        Repetitions(Box::new(waits.into_iter()))
     }
 
     /// Waits for the next repetition. Returns false if there is none left.

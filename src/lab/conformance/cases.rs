@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::PoisonError;
 
 use super::finding::{AnswerSummary, Finding};
-use super::test_run::{MONTH, PurchasedInstance, TestRequest, TestRun, Token};
+use super::test_run::{MONTH, PurchasedInstance, TestRequest, TestRun, token_with_wrong_end, wrong_token};
 use super::token_method::TokenMethod;
 use super::{Aspect, Case, Level};
 use crate::lab::exchange::{self, Answer};
@@ -152,22 +152,22 @@ static CASES: [Case; 61] = [
         Computes(&[TokenMethod::Capitals]),
         "A lower-case token is accepted: the marketplace sends no other."),
     case!("wrong-token", Must, Signature, TOKEN, ["create"],
-        Denied("a purchase with a wrong token", |_, it| it.token(Token::Wrong)),
+        Denied("a purchase with a wrong token", |_, it| it.token(wrong_token)),
         "A request with a wrong token is denied and changes nothing."),
     case!("missing-token", Must, Signature, TOKEN, ["wrong-token"],
-        Denied("a purchase without a token", |_, it| it.token(Token::Missing)),
+        Denied("a purchase without a token", |_, it| it.without_token()),
         "A request without a token is denied and changes nothing."),
     case!("empty-token", Must, Signature, TOKEN, ["wrong-token"],
-        Denied("a purchase with an empty token", |_, it| it.token(Token::Empty)),
+        Denied("a purchase with an empty token", |_, it| it.token(|_| String::new())),
         "A request with an empty token is denied and changes nothing."),
     case!("token-end", Must, Signature, TOKEN, ["wrong-token"],
-        Denied("a purchase with a token wrong in its last digit", |_, it| it.token(Token::LastDigit)),
+        Denied("a purchase with a token wrong in its last digit", |_, it| it.token(token_with_wrong_end)),
         "All digits of the token are compared."),
     case!("token-short", Must, Signature, TOKEN, ["wrong-token", "token-end"],
-        Denied("a purchase with the first half of its token", |_, it| it.token(Token::Short)),
+        Denied("a purchase with the first half of its token", |_, it| it.token(|right| right.chars().take(right.len() / 2).collect())),
         "The first half of a token is denied."),
     case!("token-long", Must, Signature, TOKEN, ["wrong-token", "token-end"],
-        Denied("a purchase with two digits behind its token", |_, it| it.token(Token::Long)),
+        Denied("a purchase with two digits behind its token", |_, it| it.token(|right| format!("{right}00"))),
         "A token with additional digits is denied."),
     case!("altered-expiry", Must, Signature, TOKEN, ["wrong-token"],
         // The forged term is 12 months instead of one.
@@ -369,7 +369,7 @@ async fn expect_sign_on_denied(
 
 async fn sign_on_forged(run: &mut TestRun) -> Tested {
     expect_sign_on_denied(run, |run, instance, _| {
-        run.sign_on(&instance.id, 0).token(Token::Wrong).what("a link with a wrong token")
+        run.sign_on(&instance.id, 0).token(wrong_token).what("a link with a wrong token")
     })
     .await
 }
@@ -458,7 +458,7 @@ fn content_is_json(answer: &Answer) -> Tested {
 }
 
 async fn refusal_status(run: &mut TestRun) -> Tested {
-    let request = run.purchase().1.token(Token::Wrong).what("a purchase with a wrong token");
+    let request = run.purchase().1.token(wrong_token).what("a purchase with a wrong token");
     let status = run.denied(&request).await?.status;
     let finding = Finding::Status { status };
     if (400..500).contains(&status) { Ok(finding) } else { Err(finding) }
@@ -551,7 +551,8 @@ async fn late_create(run: &mut TestRun) -> Tested {
 }
 
 async fn token_upper(run: &mut TestRun) -> Tested {
-    let request = run.purchase().1.token(Token::Upper).what("a purchase with its token in capitals");
+    let request =
+        run.purchase().1.token(str::to_ascii_uppercase).what("a purchase with its token in capitals");
     let answer = run.send(&request).await?;
     // Accepting and denying are both right; a server error or a page is not.
     let is_wrong = answer.status >= 500 || answer.json.is_none() && answer.status < 400;

@@ -108,9 +108,6 @@ pub enum Aspect {
 }
 
 impl Aspect {
-    /// Questions of the self-test, in its order.
-    pub const SELF_TEST: [Aspect; 5] =
-        [Aspect::Purchase, Aspect::Activation, Aspect::SignOn, Aspect::Information, Aspect::Renewal];
     /// All aspects.
     pub const ALL: [Aspect; 8] = [
         Aspect::Purchase,

@@ -442,7 +442,7 @@ mod tests {
             text.contains("## Failed: `renew`")
                 && text.contains("**1 of 3 cases passed, 1 failed, 1 not judged**")
         );
-        for aspect in Aspect::SELF_TEST {
+        for (aspect, ..) in ASKED {
             assert!(html(&report()).contains(&format!("<th>{}</th>", aspect.title())));
         }
     }

@@ -40,7 +40,7 @@ impl SuiteRun {
     pub(super) fn new(suite: &Suite) -> Result<SuiteRun, SuiteError> {
         let orders = OrderNumbers::from(Id::new(suite.clock.now())?);
         // The client waits longer than the time limit, so that a late answer is measured as late.
-        let client = exchange::client(suite.within.saturating_mul(2));
+        let client = Client::new(exchange::client_options(suite.within.saturating_mul(2)));
         Ok(SuiteRun { suite: suite.clone(), client, orders, slowest: Mutex::default() })
     }
 
@@ -76,44 +76,18 @@ impl OrderNumbers {
     }
 }
 
-/// Token of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
-    Right,
-    Missing,
-    Empty,
-    /// Every digit differs from the right one.
-    Wrong,
-    /// Only the last digit differs.
-    LastDigit,
-    /// First half of the right token.
-    Short,
-    /// Right token with two more digits.
-    Long,
-    /// Right token in capital letters.
-    Upper,
+/// Token that is sent, made from the right one.
+pub(super) type Token = fn(&str) -> String;
+
+/// Changes every digit of a token.
+pub(super) fn wrong_token(right: &str) -> String {
+    right.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect()
 }
 
-impl Token {
-    fn signature(self, right: &str) -> SendSignature {
-        SendSignature::Pinned(match self {
-            Token::Right => right.to_owned(),
-            Token::Missing => return SendSignature::Omitted,
-            Token::Empty => String::new(),
-            Token::Wrong => right.chars().map(other_digit).collect(),
-            Token::LastDigit => match right.split_at_checked(right.len().saturating_sub(1)) {
-                Some((head, last)) => head.chars().chain(last.chars().map(other_digit)).collect(),
-                None => String::new(),
-            },
-            Token::Short => right.chars().take(right.len() / 2).collect(),
-            Token::Long => format!("{right}00"),
-            Token::Upper => right.to_ascii_uppercase(),
-        })
-    }
-}
-
-fn other_digit(digit: char) -> char {
-    if digit == '0' { '1' } else { '0' }
+/// Changes only the last digit of a token.
+pub(super) fn token_with_wrong_end(right: &str) -> String {
+    let (head, last) = right.split_at_checked(right.len().saturating_sub(1)).unwrap_or_default();
+    format!("{head}{}", wrong_token(last))
 }
 
 /// Request to the SPI endpoint.
@@ -123,7 +97,8 @@ pub(super) struct TestRequest {
     pub(super) what: String,
     pub(super) action: &'static str,
     pub(super) params: Vec<Pair>,
-    pub(super) token: Token,
+    /// Token that is sent; `None` for none.
+    pub(super) token: Option<Token>,
     pub(super) form: SendForm,
     /// Values that are changed after signing.
     pub(super) altered: Vec<Pair>,
@@ -143,7 +118,7 @@ impl TestRequest {
             what: what.to_owned(),
             action,
             params: params.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-            token: Token::Right,
+            token: Some(str::to_owned),
             form: SendForm::Usual,
             altered: Vec::new(),
             before: "",
@@ -158,7 +133,11 @@ impl TestRequest {
     }
 
     pub(super) fn token(self, token: Token) -> TestRequest {
-        TestRequest { token, ..self }
+        TestRequest { token: Some(token), ..self }
+    }
+
+    pub(super) fn without_token(self) -> TestRequest {
+        TestRequest { token: None, ..self }
     }
 
     /// Adds a signed parameter, or replaces its value.
@@ -190,7 +169,9 @@ impl TestRequest {
         let right = self.method.unwrap_or(method).token(&pairs, self.plus, &suite.keys);
         let sending = Sending {
             form: self.form,
-            signature: self.token.signature(&right),
+            signature: self
+                .token
+                .map_or(SendSignature::Omitted, |token| SendSignature::Pinned(token(&right))),
             altered: self.altered.clone(),
             raw: self.behind.to_owned(),
             ..Sending::at(suite.clock.now())
@@ -614,18 +595,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_token_but_the_right_one_is_right() {
+    fn wrong_tokens_differ_from_the_right_one_as_they_say() {
         let right = "0123456789abcdef0123456789abcdef";
-        let sent = |token: Token| match token.signature(right) {
-            SendSignature::Pinned(text) => text,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(sent(Token::Right), right);
-        assert_eq!(sent(Token::LastDigit), "0123456789abcdef0123456789abcde0");
-        assert_eq!(sent(Token::Short), "0123456789abcdef");
-        assert_eq!(sent(Token::Long), format!("{right}00"));
-        assert!(sent(Token::Wrong).chars().zip(right.chars()).all(|(one, other)| one != other));
-        assert_eq!(Token::Missing.signature(right), SendSignature::Omitted);
+        assert_eq!(token_with_wrong_end(right), "0123456789abcdef0123456789abcde0");
+        assert!(wrong_token(right).chars().zip(right.chars()).all(|(one, other)| one != other));
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Target {
     /// Creates a target that stops at the first failed step. Its timeouts equal those of spid's own listener for a
     /// peer.
     pub fn new(url: Url, keys: Keys) -> Target {
-        let client = exchange::client(Duration::ZERO);
+        let client = Client::new(exchange::client_options(Duration::ZERO));
         let (endpoints, other_keys) = (BTreeMap::new(), BTreeMap::new());
         Target { url, keys, client, keep_going: false, endpoints, other_keys }
     }

@@ -172,7 +172,7 @@ impl SimulatorRun {
     async fn send_event(&self, event: &Event, purchased_at: Timestamp, entry: &mut LedgerEntry) {
         let pairs = self.pairs(event, purchased_at, entry);
         entry.begin(event.what);
-        let mut repetitions = Repetitions::after(self.waits(event.what).into_iter());
+        let mut repetitions = Repetitions::after(self.waits(event.what));
         let mut response = if event.twins {
             // The vendor may deliver a callback twice, so some first requests are sent twice at the same time.
             let (one, other) = tokio::join!(self.send(event.what, &pairs), self.send(event.what, &pairs));

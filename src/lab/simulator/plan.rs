@@ -53,18 +53,6 @@ pub enum RequestKind {
 }
 
 impl RequestKind {
-    /// Every request.
-    pub const ALL: [RequestKind; 8] = [
-        RequestKind::Create,
-        RequestKind::Pay,
-        RequestKind::Upgrade,
-        RequestKind::Renew,
-        RequestKind::RefundRenew,
-        RequestKind::Expire,
-        RequestKind::Release,
-        RequestKind::LateCreate,
-    ];
-
     /// Returns the marketplace's name of the request.
     pub const fn word(self) -> &'static str {
         match self {
@@ -331,7 +319,8 @@ mod tests {
     #[test]
     fn everything_happens_and_in_an_order_that_makes_sense() {
         let plan = Plan::new(1, 2_000, 100.0);
-        for what in RequestKind::ALL {
+        use RequestKind::{Create, Expire, LateCreate, Pay, RefundRenew, Release, Renew, Upgrade};
+        for what in [Create, Pay, Upgrade, Renew, RefundRenew, Expire, Release, LateCreate] {
             let orders =
                 plan.orders.iter().filter(|order| order.events.iter().any(|it| it.what == what)).count();
             assert!(orders > 20, "{what:?}: {orders}");
