@@ -673,7 +673,13 @@ fn replay_never_takes_the_instance_of_another_account() {
     let (code, told, complaint) = replay("buy.toml", "one", &by_config);
     assert_eq!(code, 0, "{told}{complaint}");
     let (code, told, _) = replay("buy.toml", "one", &["--db", "spid.db"]);
-    assert!(code == 1 && told.contains("one, other; name one with --account"), "{told}");
+    assert!(
+        code == 1
+            && told.contains(
+                "several accounts have an instance with the name `o-1`: other, one; name one with --account"
+            ),
+        "{told}"
+    );
     assert_eq!(replay("buy.toml", "one", &["--db", "spid.db", "--account", "one"]).0, 0);
 }
 

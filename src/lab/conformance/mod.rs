@@ -100,7 +100,8 @@ pub enum Aspect {
     /// Renewal.
     Renewal,
     /// All other changes of an instance: upgrade, expiry, release.
-    Life,
+    #[serde(rename = "life")]
+    Lifecycle,
     /// Token.
     Signature,
     /// Requests that no honest client sends.
@@ -115,7 +116,7 @@ impl Aspect {
         Aspect::SignOn,
         Aspect::Information,
         Aspect::Renewal,
-        Aspect::Life,
+        Aspect::Lifecycle,
         Aspect::Signature,
         Aspect::Robustness,
     ];
@@ -128,7 +129,7 @@ impl Aspect {
             Aspect::SignOn => "Single sign-on",
             Aspect::Information => "Application information",
             Aspect::Renewal => "Renewal",
-            Aspect::Life => "Upgrade, expiry, release",
+            Aspect::Lifecycle => "Upgrade, expiry, release",
             Aspect::Signature => "Token",
             Aspect::Robustness => "Forged and broken requests",
         }

@@ -371,7 +371,7 @@ impl Runner<'_> {
             let (seen, mut found) = self.compare(states, delivery, name.as_deref());
             found.extend(expect.check_held(held_before, states.held()));
             if found.is_empty() || Instant::now() >= deadline {
-                if let Some(name) = &name {
+                if let (Some(name), Some(seen)) = (&name, &seen) {
                     self.observer.looked(name, seen.as_ref());
                 }
                 failures.extend(found);
@@ -381,13 +381,13 @@ impl Runner<'_> {
         }
     }
 
-    /// Returns the instance, and its differences from the expectations.
+    /// Returns the instance, if the store could be asked for it, and its differences from the expectations.
     fn compare(
         &self,
         states: &dyn States,
         delivery: &Delivery,
         name: Option<&str>,
-    ) -> (Option<Seen>, Vec<Failure>) {
+    ) -> (Option<Option<Seen>>, Vec<Failure>) {
         let expect = &delivery.step.expect;
         let Some(name) = name else {
             let hint = "the callback names no instance; set `instance = \"…\"` in `expect`";
@@ -397,7 +397,7 @@ impl Runner<'_> {
         match states.state(&delivery.target.url, name) {
             Ok(seen) => {
                 let found = expect.check_instance(name, seen.as_ref(), &self.known, &self.scenario.timezone);
-                (seen, found)
+                (Some(seen), found)
             }
             Err(reason) => {
                 let ambiguous = Failure::new(format!("state of `{name}`"), "one instance", reason);

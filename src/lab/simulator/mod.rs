@@ -226,7 +226,7 @@ impl SimulatorRun {
         let order = format!("{}-{}", entry.biz, event.order);
         let id = entry.id.clone().unwrap_or_default();
         let (payment, sku) = (format!("{order}-paid"), event.sku.name());
-        let bought = [
+        let order_params = [
             ("aliUid", entry.buyer.as_str()),
             ("orderBizId", &entry.biz),
             ("orderId", &order),
@@ -234,8 +234,8 @@ impl SimulatorRun {
             ("skuId", sku),
         ];
         let instance = [("instanceId", id.as_str())];
-        let about: &[_] = match event.what {
-            RequestKind::Create | RequestKind::LateCreate | RequestKind::Pay => &bought,
+        let first: &[_] = match event.what {
+            RequestKind::Create | RequestKind::LateCreate | RequestKind::Pay => &order_params,
             _ => &instance,
         };
         let more: &[(&str, &str)] = match event.what {
@@ -249,7 +249,7 @@ impl SimulatorRun {
             RequestKind::Release => &[("isRefund", if event.is_refund { "true" } else { "false" })],
             RequestKind::Expire => &[],
         };
-        about.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        first.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     async fn send(&self, what: RequestKind, pairs: &[Pair]) -> Response {

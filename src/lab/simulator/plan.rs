@@ -86,9 +86,9 @@ impl RequestKind {
 pub struct Event {
     /// The request.
     pub what: RequestKind,
-    /// Market days since the previous event.
+    /// Simulated days since the previous event.
     pub after_days: u32,
-    /// End of the term after this event, in market days from the purchase.
+    /// End of the term after this event, in simulated days from the purchase.
     pub until_days: u32,
     /// Number of the order at the marketplace; requests of the same order share it.
     pub order: u32,
@@ -199,8 +199,8 @@ impl OrderPlanner {
 
     fn trial(&mut self) {
         self.until = 7;
-        if let Some(bought) = self.add(RequestKind::Create, 0) {
-            bought.is_trial = true;
+        if let Some(purchase) = self.add(RequestKind::Create, 0) {
+            purchase.is_trial = true;
         }
         self.add(RequestKind::Expire, 7);
         self.release(5, false);
@@ -259,9 +259,10 @@ impl OrderPlanner {
         }
         // The repeat has the values of the purchase, not those after an upgrade or a renewal.
         if self.random.percent(10) {
-            let (until, sku) = (self.events.first().map_or(self.until, |bought| bought.until_days), self.sku);
+            let (until, sku) =
+                (self.events.first().map_or(self.until, |purchase| purchase.until_days), self.sku);
             let (first_sku, is_trial) =
-                self.events.first().map_or((sku, false), |bought| (bought.sku, bought.is_trial));
+                self.events.first().map_or((sku, false), |purchase| (purchase.sku, purchase.is_trial));
             if let Some(late) = self.add(RequestKind::LateCreate, 2) {
                 *late = Event { until_days: until, order: 1, sku: first_sku, is_trial, ..late.clone() };
             }
