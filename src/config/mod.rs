@@ -22,7 +22,6 @@ mod mistakes;
 mod partial;
 mod public_listener;
 mod reader;
-mod removed;
 mod server;
 mod telemetry;
 
@@ -48,7 +47,6 @@ use crate::store::encryption::KeySource;
 use dev::{DEV_CONFIG, DEV_KEY_VARIABLE};
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
-use removed::WithoutRemoved;
 use server::Server;
 use spid_core::lifecycle::UnknownInstance;
 use spid_hook::AnyHook;
@@ -61,7 +59,9 @@ pub use environment::{Environment, Flag, ProcessEnvironment};
 pub use keys::read_key;
 pub use log::LogFormat;
 pub use mistakes::{Mistake, Mistakes, Origin};
-pub use partial::{EndpointAccess, RouteList, accounts_of, admin_of, endpoints_of, routes_of, store_of};
+pub use partial::{
+    EndpointAccess, RouteList, accounts_by_path, accounts_of, admin_of, endpoints_of, routes_of, store_of,
+};
 
 /// Default configuration file with comments: every key there is. A test compares its defaults with those of the code.
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
@@ -159,13 +159,10 @@ impl Config {
         hook: Option<InProcess>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Result<Config, Mistakes> {
-        let mut document = reader::document(text, source)?;
-        let removed = removed::take(text, &mut document, environment);
-        let environment = WithoutRemoved(environment);
-        let reader = Reader::new(text, &environment, flags);
-        let config = Config::read(&reader.root(&document), hook, look);
-        let reader::Findings { settings, mistakes, warnings } = reader.findings();
-        let warnings = removed.iter().chain(&warnings).map(|warning| warning.line(source)).collect();
+        let reader = Reader::new(text, source, environment, flags)?;
+        let config = Config::read(&reader.root(), hook, look);
+        let reader::Findings { settings, mistakes, warnings, .. } = reader.finish();
+        let warnings = warnings.iter().map(|warning| warning.line(source)).collect();
         match config {
             // Warnings do not prevent a start, mistakes do.
             Some(config) if mistakes.is_empty() => Ok(Config { settings, warnings, ..config }),
@@ -195,8 +192,7 @@ impl Config {
         let server_table = root.table("server");
         let Server { listen, admin_listen, admin, reply_within } = server::server(&server_table);
         let (tls, proxies) = (public_listener::tls(&server_table), public_listener::proxies(&server_table));
-        // A dropped table reports its unknown keys, so each table is dropped only after its last key was read.
-        drop(server_table);
+        root.removed("rate", &["SPID_RATE__PER_ADDRESS", "SPID_RATE__PER_ENDPOINT"]);
         let policy = policy(&root.table("policy"));
         let store_table = root.table("store");
         let (store_path, sealing_keys) = store(&store_table);
@@ -270,6 +266,7 @@ struct PolicyTable {
 }
 
 fn policy(table: &Table<'_>) -> PolicyTable {
+    table.removed("key_unused_after", &["SPID_POLICY__KEY_UNUSED_AFTER"]);
     let default = spid_core::lifecycle::Policy::default();
     let words = [
         ("refuse", UnknownInstance::Refuse),

@@ -24,7 +24,6 @@ pub(super) fn server(table: &Table<'_>) -> Server {
     let named = ["file", "env", "credential"].map(|member| token.text(member).is_some());
     let guarded = token.is_there() || named.contains(&true);
     let admin = AdminOptions { token: guarded.then(|| admin_token(&token)).flatten() };
-    drop(token);
     let admin_listen =
         table.optional("admin_listen", |text| address(text).and_then(|address| for_admins(address, guarded)));
     let reply_within = table.duration("reply_within", Duration::from_millis(limits::REPLY_WITHIN_MS));

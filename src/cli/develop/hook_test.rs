@@ -8,7 +8,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clap::Args;
-use jiff::SignedDuration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -19,9 +18,9 @@ use crate::config::{self, Config, Environment, ProcessEnvironment};
 use crate::hooks::exec::ExecHook;
 use crate::hooks::http::{HttpHook, HttpHookOptions};
 use crate::hooks::runner::Runner;
-use crate::lab::scenario;
 use crate::net::Url;
 use crate::observe::limits;
+use spid_core::span::Span;
 use spid_hook::Secret;
 use spid_hook::callback::Action;
 use spid_hook::instance::Instance;
@@ -120,9 +119,7 @@ struct WaresArguments {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-    // jiff's `SignedDuration` knows no days.
-    let parsed = parsed.or_else(|| scenario::span(text)).filter(|span| !span.is_zero());
+    let parsed = text.parse::<Span>().map(|span| span.0).ok().filter(|span| !span.is_zero());
     parsed.ok_or_else(|| "not a time span, like 500ms, 30s, 2m or 1d".to_owned())
 }
 

@@ -6,11 +6,11 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::cli::lab::span::Span;
 use crate::cli::output::Output;
 use crate::cli::repair;
 use crate::cli::{Done, Exit, Failure, StoreArguments};
 use crate::store::{AuditNote, PruneOptions, Pruned};
+use spid_core::span::Span;
 
 /// Progress line of a long operation; drawn only on a terminal.
 pub(crate) struct Ticker(ProgressBar, &'static str);
