@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{Environment, Flag, Mistake, Mistakes, Origin};
 use crate::observe::limits;
-use spid_core::document::{self, Document, Item, SyntaxError, UnknownKey, WrongType, nearest};
+use spid_core::document::{self, Document, Item, SyntaxError, UnknownKey, WrongType, did_you_mean, nearest};
 use spid_core::span::Span;
 
 /// Version since which removed keys have no effect.
@@ -364,7 +364,8 @@ impl<'a> Table<'a> {
             let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
             found.ok_or_else(|| {
                 let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                format!("`{text}` is not one of {}", known.join(", "))
+                let hint = did_you_mean(text, known.iter().copied());
+                format!("`{text}` is not one of {}{hint}", known.join(", "))
             })
         })
     }

@@ -74,7 +74,7 @@ pub(crate) fn conformance(arguments: ConformanceArguments, output: &mut Output) 
     let suite = suite(&arguments)?;
     // Check the names of the reports first: after the test has bought something, it is too late.
     for path in &arguments.report {
-        kind_of(path)?;
+        writer_of(path)?;
     }
     let cases = u64::try_from(suite.selected()?.len()).unwrap_or_default();
     let mut progress = Progress::new(cases, "{bar:40} {pos}/{len} {msg}");
@@ -112,10 +112,7 @@ async fn run(suite: &Suite, progress: &mut Progress) -> Result<SelfTestReport, F
 
 fn write_files(arguments: &ConformanceArguments, report: &SelfTestReport) -> Done {
     for path in &arguments.report {
-        let text = match kind_of(path)? {
-            Kind::Markdown => report::markdown(report),
-            Kind::Html => report::html(report),
-        };
+        let text = writer_of(path)?(report);
         write_file(path, &text)?;
     }
     match &arguments.junit {
@@ -163,16 +160,11 @@ impl From<SuiteError> for Failure {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    Markdown,
-    Html,
-}
-
-fn kind_of(path: &Path) -> Result<Kind, Failure> {
+/// Writer of a report, by the name of its file.
+fn writer_of(path: &Path) -> Result<fn(&SelfTestReport) -> String, Failure> {
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("md") => Ok(Kind::Markdown),
-        Some("html") => Ok(Kind::Html),
+        Some("md") => Ok(report::markdown),
+        Some("html") => Ok(report::html),
         _ => Err(Failure::new(
             Exit::Usage,
             format!("`--report {}`: the file name must end in .md or .html", path.display()),
