@@ -1,5 +1,7 @@
 //! Work that needs attention, with reasons and buttons.
 
+use std::fmt::Display;
+
 use jiff::Timestamp;
 use maud::{Markup, html};
 
@@ -97,7 +99,7 @@ fn unreported(context: &PageContext, rows: &[(CallbackRow, Option<String>)]) -> 
 }
 
 /// Heading of an item: why it waits, for what, and of which instance.
-fn heading(reason: &str, action: &str, name: Option<&str>, account: &str) -> Markup {
+fn heading(reason: &str, action: impl Display, name: Option<&str>, account: &str) -> Markup {
     let none = html! { span class="soft" { "no instance" } };
     html! { h2 { (badge(reason)) " " (action) " " (instance(name, account, none)) } }
 }
@@ -105,7 +107,7 @@ fn heading(reason: &str, action: &str, name: Option<&str>, account: &str) -> Mar
 /// Attention item for which no job and no decision waits.
 fn other(context: &PageContext, item: &AttentionItem) -> Markup {
     html! {
-        (heading(item.reason.as_str(), &item.action.to_string(), item.instance.as_deref(), &item.account))
+        (heading(item.reason.as_str(), item.action, item.instance.as_deref(), &item.account))
         p class="soft" {
             "callback " (item.callback) " · " (item.account) " · since " (time(item.since, context.now))
         }
@@ -121,7 +123,7 @@ fn held(context: &PageContext, item: &HeldItem, callback: &Callback) -> Markup {
     let name = item.instance.as_deref();
     let code = item.reason_code.as_deref();
     html! {
-        (heading(words::kind(item.kind), &item.action.to_string(), name, &item.account))
+        (heading(words::kind(item.kind), item.action, name, &item.account))
         p class="soft" {
             (callback.action_name) " · callback " (item.callback) " · " (item.account) " · since "
             (time(item.since, context.now))
