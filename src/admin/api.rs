@@ -7,15 +7,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::operations::{AdminOperation, Named, Report, signed};
+use super::operations::{AdminOperation, Given, signed};
 use super::target::Target;
 use super::{Admin, Fault, access, is_read};
 use crate::net::{Method, Request, Response};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
-use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, ListedCallback, ListedJob};
+use crate::store::{Disposition, Filter, HeldItem, InstanceRow, ListedCallback, ListedJob};
 use spid_core::lifecycle::schedule;
-use spid_hook::callback::Answer;
 use spid_hook::id::Id;
 use spid_hook::instance::State;
 use spid_hook::text;
@@ -252,64 +251,8 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
     }
     let body: ActBody = serde_json::from_slice(&request.body)
         .map_err(|error| Fault::new(400, format!("the body is not a valid operation: {error}")))?;
-    let act = signed(&body.who, &body.why)?;
-    let report: Report = admin.act(operation(path, body)?, act).await?;
-    json(200, &report)
-}
-
-fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
-    let ActBody { account, r#as: instead, answer, .. } = body;
-    // A member that the operation ignores is an error, because the client expects an effect of it.
-    let ignored = (account.is_some() && !matches!(path, ["instances", ..]))
-        || (instead.is_some() && !matches!(path, ["held", _, "approve"]))
-        || (answer.is_some() && !matches!(path, [.., "complete"]));
-    let operation = match path {
-        ["jobs", id, "retry"] => AdminOperation::Retry(job_id(id)?),
-        ["jobs", id, "drop"] => AdminOperation::Drop(job_id(id)?),
-        ["jobs", id, "complete"] => {
-            AdminOperation::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_deref())? }
-        }
-        ["held", number, "approve"] => AdminOperation::Approve {
-            callback: callback_number(number)?,
-            instead: parse_instead(instead.as_deref())?,
-        },
-        ["held", number, "reject"] => AdminOperation::Reject(callback_number(number)?),
-        ["held", number, "settle"] => AdminOperation::Settle(callback_number(number)?),
-        ["attention", number, "dismiss"] => AdminOperation::Dismiss(callback_number(number)?),
-        ["instances", name, "complete"] => AdminOperation::Complete {
-            instance: Named { name: (*name).to_owned(), account },
-            answer: answer_given(answer.as_deref())?,
-        },
-        ["instances", name, "release"] => {
-            AdminOperation::Release(Named { name: (*name).to_owned(), account })
-        }
-        _ => {
-            return Err(Fault::new(
-                404,
-                "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
-            ));
-        }
-    };
-    if ignored {
-        return Err(Fault::new(400, "the operation ignores `account`, `as` or `answer`: remove the member"));
-    }
-    Ok(operation)
-}
-
-/// Parses the real meaning of a conflicting create.
-pub(super) fn parse_instead(word: Option<&str>) -> Result<Option<Instead>, Fault> {
-    let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
-    let instead = Instead::from_word(word);
-    instead
-        .map(Some)
-        .ok_or_else(|| Fault::new(400, format!("`as` must be renew, upgrade or conversion, not `{word}`")))
-}
-
-fn answer_given(given: Option<&RawValue>) -> Result<Box<Answer>, Fault> {
-    let answer = given.map(|text| read_answer(text.get().as_bytes())).transpose()?;
-    Ok(Box::new(answer.unwrap_or_default()))
-}
-
-pub(super) fn read_answer(text: &[u8]) -> Result<Answer, Fault> {
-    spid_hook::read_answer(text).map_err(|error| Fault::new(400, format!("the answer: {error}")))
+    let note = signed(&body.who, &body.why)?;
+    let answer = body.answer.as_ref().map(|answer| answer.get().to_owned());
+    let given = Given { account: body.account, instead: body.r#as, answer };
+    json(200, &admin.act(AdminOperation::read(path, given)?, note).await?)
 }

@@ -532,7 +532,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_that_ends_by_itself_is_noticed() {
-        let daemon = a_daemon().await;
+        let folder = tempfile::tempdir().unwrap();
+        let daemon = a_daemon(&folder).await;
         daemon.listener_task.abort();
         assert_eq!(daemon.ended().await, "listener");
         daemon.stop().await;

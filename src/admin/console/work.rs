@@ -1,5 +1,7 @@
 //! Work that needs attention, with reasons and buttons.
 
+use std::fmt::Display;
+
 use jiff::Timestamp;
 use maud::{Markup, html};
 
@@ -98,7 +100,7 @@ fn unreported(context: &PageContext, rows: &[(CallbackRow, Option<String>)]) -> 
 }
 
 /// Heading of an item: why it waits, for what, and of which instance.
-fn heading(reason: &str, action: &str, name: Option<&str>, account: &str) -> Markup {
+fn heading(reason: &str, action: impl Display, name: Option<&str>, account: &str) -> Markup {
     let none = html! { span class="soft" { "no instance" } };
     html! { h2 { (badge(reason)) " " (action) " " (instance(name, account, none)) } }
 }
