@@ -137,7 +137,12 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
             target.only(&["limit"])?;
             let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
             let now = admin.now();
-            json(200, &admin.read(move |reader| Ok(reader.attention(now, limit)?)).await?)
+            json(
+                200,
+                &admin
+                    .read(move |reader| Ok(reader.attention(now, limit, limits::ATTENTION_CHECKED_COUNT)?))
+                    .await?,
+            )
         }
         ["acts"] => {
             target.only(&["limit"])?;

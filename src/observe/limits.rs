@@ -163,6 +163,8 @@ pub const RETRY_LIST_WAIT_MAX_S: u64 = 24 * 60 * 60;
 pub const ORDER_LOOKUPS_MAX_COUNT: usize = 16;
 /// Time for a marketplace to answer an order lookup, in milliseconds.
 pub const ORDER_LOOKUP_MS: u64 = 20_000;
+/// Number of the newest instances that the console and the JSON API check for unreadable rows. `spid attention` checks all.
+pub const ATTENTION_CHECKED_COUNT: usize = 10_000;
 /// Time for a marketplace's API to answer a call, in milliseconds. The vendor's own library waits 10 s.
 pub const MARKET_CALL_MS: u64 = 15_000;
 /// Time for the metadata service of the machine to answer, in milliseconds.

@@ -11,6 +11,7 @@ use super::parts::{
     self, badge, button, cell, instance_or_dash, nothing, or_dash, section, table, time, time_or_dash,
 };
 use super::{NavigationEntry, Page, PageContext, Paged};
+use crate::observe::limits;
 use crate::store::{Attention, AuditEntry, CallbackRow, Filter, JobRow, KeyUse, Reader, Totals};
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Action;
@@ -67,7 +68,7 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Overview, Fault> {
         let name = reader.instance_name(row.instance)?;
         callbacks.push((row, name));
     }
-    let (attention, acts) = (reader.attention(now, ROWS)?, reader.acts(5)?);
+    let (attention, acts) = (reader.attention(now, ROWS, limits::ATTENTION_CHECKED_COUNT)?, reader.acts(5)?);
     // An unreadable row of this table must not hide the page.
     let keys = reader.key_uses().unwrap_or_default();
     Ok(Overview { attention, jobs, callbacks, acts, keys })

@@ -58,7 +58,7 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
 fn read(reader: &Reader, now: Timestamp) -> Result<WorkList, Fault> {
     let (held_items, left_out) = reader.held_items(limits::LIST_DEFAULT_COUNT)?;
     // Items that wait for a job or a decision are among the held items. They must not use up the limit of the others.
-    let mut others = reader.attention(now, usize::MAX)?.items;
+    let mut others = reader.attention(now, usize::MAX, limits::ATTENTION_CHECKED_COUNT)?.items;
     others.retain(|item| item.may_be_dismissed || item.callback.is_none());
     let others_left_out = others.len().saturating_sub(limits::LIST_DEFAULT_COUNT);
     others.truncate(limits::LIST_DEFAULT_COUNT);

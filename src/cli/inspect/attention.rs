@@ -30,7 +30,7 @@ pub(crate) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
     if let Some(AttentionCommand::Dismiss(arguments)) = command {
         return repair::held::dismiss(arguments, output);
     }
-    let attention = list.store.reader()?.attention(Clock::System.now(), list.limit)?;
+    let attention = list.store.reader()?.attention(Clock::System.now(), list.limit, usize::MAX)?;
     if attention.left_out > 0 {
         output.print_error(&format!("{} more are not shown; --limit shows more", attention.left_out));
     }
