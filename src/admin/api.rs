@@ -7,15 +7,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::operations::{AdminOperation, Named, Report, signed};
+use super::operations::{AdminOperation, Given, signed};
 use super::target::Target;
 use super::{Admin, Fault, access, is_read};
 use crate::net::{Method, Request, Response};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
-use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, ListedCallback, ListedJob, Reader};
+use crate::store::{Disposition, Filter, HeldItem, InstanceRow, ListedCallback, ListedJob};
 use spid_core::lifecycle::schedule;
-use spid_hook::callback::Answer;
 use spid_hook::id::Id;
 use spid_hook::instance::State;
 use spid_hook::text;
@@ -112,10 +111,8 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
             target.only(&["account"])?;
             let (name, account) = ((*name).to_owned(), target.get("account").map(str::to_owned));
             // Only the latest part of the history: a long one would keep the daemon busy.
-            let life = move |reader: &Reader| {
-                Ok(reader.latest(&name, account.as_deref(), limits::LIST_MAX_COUNT)?)
-            };
-            json(200, &admin.read(life).await?)
+            let most = limits::LIST_MAX_COUNT;
+            json(200, &admin.read(move |reader| Ok(reader.latest(&name, account.as_deref(), most)?)).await?)
         }
         ["jobs"] => jobs(admin, target).await,
         ["jobs", id] => {
@@ -140,7 +137,12 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
             target.only(&["limit"])?;
             let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
             let now = admin.now();
-            json(200, &admin.read(move |reader| Ok(reader.attention(now, limit)?)).await?)
+            json(
+                200,
+                &admin
+                    .read(move |reader| Ok(reader.attention(now, limit, limits::ATTENTION_CHECKED_COUNT)?))
+                    .await?,
+            )
         }
         ["acts"] => {
             target.only(&["limit"])?;
@@ -216,18 +218,21 @@ async fn jobs(admin: &Admin, target: &Target) -> Answered {
     json(200, &Jobs { jobs, next })
 }
 
-async fn callbacks(admin: &Admin, target: &Target) -> Answered {
-    target.only(&["unreported", "untold", "held", "account", "before", "limit"])?;
-    let is_set = |name: &str| match target.get(name) {
+fn is_set(target: &Target, name: &str) -> Result<bool, Fault> {
+    match target.get(name) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
         Some(word) => Err(Fault::new(400, format!("`{name}` must be true or false, not `{word}`"))),
-    };
+    }
+}
+
+async fn callbacks(admin: &Admin, target: &Target) -> Answered {
+    target.only(&["unreported", "untold", "held", "account", "before", "limit"])?;
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let filter = Filter {
         // `untold` is the former name.
-        unreported: is_set("unreported")? || is_set("untold")?,
-        disposition: is_set("held")?.then_some(Disposition::Held),
+        unreported: is_set(target, "unreported")? || is_set(target, "untold")?,
+        disposition: is_set(target, "held")?.then_some(Disposition::Held),
         accounts: target.get("account").map(str::to_owned).into_iter().collect(),
         before: target.before()?,
         limit,
@@ -251,78 +256,8 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
     }
     let body: ActBody = serde_json::from_slice(&request.body)
         .map_err(|error| Fault::new(400, format!("the body is not a valid operation: {error}")))?;
-    let act = signed(&body.who, &body.why)?;
-    let report: Report = admin.act(operation(path, body)?, act).await?;
-    json(200, &report)
-}
-
-fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
-    let ActBody { account, r#as: instead, answer, .. } = body;
-    let named = |name: &str| Named { name: name.to_owned(), account: account.clone() };
-    // A member that the operation ignores is an error, because the client expects an effect of it.
-    let extra = |of_account: bool, of_instead: bool, of_answer: bool| {
-        let given = of_account && account.is_some()
-            || of_instead && instead.is_some()
-            || of_answer && answer.is_some();
-        if given {
-            Err(Fault::new(400, "the operation ignores `account`, `as` or `answer`: remove the member"))
-        } else {
-            Ok(())
-        }
-    };
-    match path {
-        ["jobs", id, "retry"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Retry(job_id(id)?)))
-        }
-        ["jobs", id, "drop"] => extra(true, true, true).and_then(|()| Ok(AdminOperation::Drop(job_id(id)?))),
-        ["held", number, "approve"] => {
-            extra(true, false, true)?;
-            Ok(AdminOperation::Approve {
-                callback: callback_number(number)?,
-                instead: really(instead.as_deref())?,
-            })
-        }
-        ["held", number, "reject"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Reject(callback_number(number)?)))
-        }
-        ["held", number, "settle"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Settle(callback_number(number)?)))
-        }
-        ["attention", number, "dismiss"] => {
-            extra(true, true, true).and_then(|()| Ok(AdminOperation::Dismiss(callback_number(number)?)))
-        }
-        ["instances", name, "complete"] => {
-            extra(false, true, false)?;
-            Ok(AdminOperation::Complete { instance: named(name), answer: answer_given(answer.as_deref())? })
-        }
-        ["jobs", id, "complete"] => {
-            extra(true, true, false)?;
-            Ok(AdminOperation::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_deref())? })
-        }
-        ["instances", name, "release"] => {
-            extra(false, true, true).map(|()| AdminOperation::Release(named(name)))
-        }
-        _ => Err(Fault::new(
-            404,
-            "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
-        )),
-    }
-}
-
-/// Parses the real meaning of a conflicting create.
-pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
-    let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
-    let instead = Instead::from_word(word);
-    instead
-        .map(Some)
-        .ok_or_else(|| Fault::new(400, format!("`as` must be renew, upgrade or conversion, not `{word}`")))
-}
-
-fn answer_given(given: Option<&RawValue>) -> Result<Box<Answer>, Fault> {
-    let answer = given.map(|text| read_answer(text.get().as_bytes())).transpose()?;
-    Ok(Box::new(answer.unwrap_or_default()))
-}
-
-pub(super) fn read_answer(text: &[u8]) -> Result<Answer, Fault> {
-    spid_hook::read_answer(text).map_err(|error| Fault::new(400, format!("the answer: {error}")))
+    let note = signed(&body.who, &body.why)?;
+    let answer = body.answer.as_ref().map(|answer| answer.get().to_owned());
+    let given = Given { account: body.account, instead: body.r#as, answer };
+    json(200, &admin.act(AdminOperation::read(path, given)?, note).await?)
 }

@@ -13,7 +13,7 @@ use crate::net::{Request, Response};
 use crate::observe::limits;
 use crate::observe::metrics::{Gauges, Metric};
 use crate::store::Totals;
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::instance::State;
 
 /// Readiness of the daemon, and the facts it is based on.
@@ -69,15 +69,18 @@ impl Disk {
         let volume = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))).ok()?;
         let mut wal = database.as_os_str().to_owned();
         wal.push("-wal");
-        let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
         Some(Disk {
             // `f_bavail` is the space for unprivileged processes; root has a reserve that the daemon cannot use.
             free_bytes: volume.f_bavail.saturating_mul(volume.f_frsize),
             size_bytes: volume.f_blocks.saturating_mul(volume.f_frsize),
-            database_bytes: size(database),
-            wal_bytes: size(&PathBuf::from(wal)),
+            database_bytes: size_of_file(database),
+            wal_bytes: size_of_file(&PathBuf::from(wal)),
         })
     }
+}
+
+fn size_of_file(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
 /// Seconds from `then` to `now`; 0 if `then` is in the future or `None`.
@@ -90,18 +93,18 @@ fn is_fresh(at: Timestamp, now_ms: i64) -> bool {
     (0..limits::READY_REMEMBERED_MS).contains(&(now_ms - at.as_millisecond()))
 }
 
-fn of_jobs(totals: &Totals, state: schedule::JobState) -> u64 {
+fn of_jobs(totals: &Totals, state: JobState) -> u64 {
     totals.jobs.get(state.as_str()).copied().unwrap_or(0)
 }
 
 impl Backlog {
     fn of(totals: &Totals, now: Timestamp) -> Backlog {
         Backlog {
-            queued: of_jobs(totals, schedule::JobState::Queued),
-            running: of_jobs(totals, schedule::JobState::Running),
-            dead: of_jobs(totals, schedule::JobState::Dead),
-            held: of_jobs(totals, schedule::JobState::Held) + totals.held,
-            pending: of_jobs(totals, schedule::JobState::Pending),
+            queued: of_jobs(totals, JobState::Queued),
+            running: of_jobs(totals, JobState::Running),
+            dead: of_jobs(totals, JobState::Dead),
+            held: of_jobs(totals, JobState::Held) + totals.held,
+            pending: of_jobs(totals, JobState::Pending),
             unreported: totals.unreported,
             oldest_job_age_seconds: seconds_since(totals.oldest_job, now),
             overdue_seconds: seconds_since(totals.next_due, now),
@@ -179,16 +182,16 @@ impl Admin {
     }
 
     async fn ready_for_strangers(&self) -> bool {
-        let remembered = || self.inner.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = &self.inner.remembered;
         let now = self.now().as_millisecond();
-        let last = *remembered();
+        let last = *remembered.lock().unwrap_or_else(PoisonError::into_inner);
         // The last result is reused for a short time: otherwise strangers could make the daemon write as often as
         // they like.
         if let Some((_, ready)) = last.filter(|(at, _)| is_fresh(*at, now)) {
             return ready;
         }
         let (readiness, _) = self.examine().await;
-        *remembered() = Some((self.now(), readiness.ready));
+        *remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.now(), readiness.ready));
         readiness.ready
     }
 
@@ -211,6 +214,11 @@ impl Admin {
         for (reason, count) in self.read(move |reader| Ok(reader.attention_counts(now)?)).await? {
             gauges.set(Metric::Attention, reason.as_str(), count as f64);
         }
+        // An unreadable row of this table must not hide the other metrics.
+        for key in self.read(|reader| Ok(reader.key_uses().unwrap_or_default())).await? {
+            let used_at = key.used_at.map_or(0, Timestamp::as_second);
+            gauges.set_with(Metric::KeyLastUsed, [&key.endpoint, &key.label], used_at as f64);
+        }
         if let Some(disk) = readiness.disk {
             gauges.set(Metric::DatabaseSize, "", disk.database_bytes as f64);
             gauges.set(Metric::WalSize, "", disk.wal_bytes as f64);
@@ -232,7 +240,7 @@ fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
         gauges.set(Metric::Instances, state.as_str(), count as f64);
     }
     // Jobs in a final state are not exported.
-    for state in schedule::JobState::ALL.into_iter().filter(|state| state.is_live()) {
+    for state in JobState::ALL.into_iter().filter(|state| state.is_live()) {
         gauges.set(Metric::Jobs, state.as_str(), of_jobs(totals, state) as f64);
     }
     gauges.set(Metric::OldestJobAge, "", seconds_since(totals.oldest_job, now));

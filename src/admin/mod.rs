@@ -14,10 +14,10 @@
 mod access;
 mod api;
 mod console;
-mod guesses;
+pub(crate) mod failed_logins;
 mod health;
 mod operations;
-mod target;
+pub(crate) mod target;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -30,7 +30,7 @@ use crate::observe::denied::DeniedRequests;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{OperationError, Reader, Store, StoreError, StoreOptions, ViewError};
 use access::{Access, Denied, Operator};
-use guesses::Guesses;
+use failed_logins::FailedLogins;
 use spid_core::query::QueryError;
 use spid_hook::Secret;
 use spid_hook::id::Id;
@@ -67,7 +67,7 @@ pub struct Admin {
 struct Inner {
     parts: AdminParts,
     access: Access,
-    guesses: Guesses,
+    failed_logins: FailedLogins,
     /// Token in every form of the console; a page of another site cannot read it.
     form_token: Secret,
     started: Timestamp,
@@ -77,13 +77,13 @@ struct Inner {
 
 /// Reason why a request failed, and its HTTP status.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Fault {
-    status: u16,
-    text: String,
+pub(crate) struct Fault {
+    pub(crate) status: u16,
+    pub(crate) text: String,
 }
 
 impl Fault {
-    fn new(status: u16, text: impl Into<String>) -> Fault {
+    pub(crate) fn new(status: u16, text: impl Into<String>) -> Fault {
         Fault { status, text: text.into() }
     }
 
@@ -134,11 +134,14 @@ impl Admin {
     /// Returns an error if the system's random generator fails.
     pub fn new(parts: AdminParts, options: AdminOptions) -> Result<Admin, StoreError> {
         let started = parts.clock.now();
-        let random = || {
-            Id::new(started).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))
-        };
+        let mut form_token = String::new();
         // Two ids, because only 74 of an id's 128 bits are random.
-        let form_token = Secret::new(format!("{}{}", random()?, random()?));
+        for _ in 0..2 {
+            let id = Id::new(started)
+                .map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+            form_token.push_str(&id.to_string());
+        }
+        let form_token = Secret::new(form_token);
         // Export the counters with 0 from the start, so that a first denial is visible as an increase.
         for denied in [Denied::NoToken, Denied::WrongToken] {
             parts.metrics.announce(Metric::HttpFault, [denied.as_str(), ""]);
@@ -148,7 +151,7 @@ impl Admin {
             inner: Arc::new(Inner {
                 parts,
                 access,
-                guesses: Guesses::default(),
+                failed_logins: FailedLogins::default(),
                 form_token,
                 started,
                 remembered: Mutex::default(),
@@ -173,19 +176,19 @@ impl Admin {
             return false;
         }
         let peer = request.peer;
-        let turn = self.inner.guesses.note(peer.ip(), Instant::now());
-        if let Some(unlogged) = turn.log {
+        let consequence = self.inner.failed_logins.note(peer.ip(), Instant::now());
+        if let Some(unlogged) = consequence.log {
             // The field is absent if nothing was suppressed.
             let suppressed = (unlogged > 0).then_some(unlogged);
             tracing::warn!(%peer, suppressed, "a wrong token was shown to the admin listener");
         }
-        turn.slow
+        consequence.slow
     }
 
     /// Answers a denied request.
     async fn deny(&self, denied: Denied, request: &Request) -> Response {
         // Delay a guess. If too many are delayed already, refuse at once to keep connections free.
-        if self.note(denied, request) && !self.inner.guesses.wait().await {
+        if self.note(denied, request) && !self.inner.failed_logins.wait().await {
             return Response::text(429, "too many wrong tokens came from this address\n")
                 .with_header("retry-after", "1");
         }

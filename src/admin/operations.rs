@@ -6,6 +6,7 @@
 
 use serde::Serialize;
 
+use super::api::{callback_number, job_id};
 use super::{Admin, Fault};
 use crate::observe::limits;
 use crate::store::{Approved, AuditNote, Instead, OperationError, Operations};
@@ -51,7 +52,59 @@ pub(super) struct Report {
     pub(super) callback: Option<i64>,
 }
 
+/// Details that a client gives beside the target.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// Account of the instance, if several accounts have an instance of that name.
+    pub(super) account: Option<String>,
+    /// Real meaning of a conflicting create.
+    pub(super) instead: Option<String>,
+    /// Answer that completes the work, as JSON.
+    pub(super) answer: Option<String>,
+}
+
 impl AdminOperation {
+    /// Reads an operation from its path, like `jobs/ID/retry`, and the details.
+    pub(super) fn read(path: &[&str], given: Given) -> Result<AdminOperation, Fault> {
+        let Given { account, instead, answer } = given;
+        // A detail that the operation ignores is an error, because the client expects an effect of it.
+        let ignored = (account.is_some() && !matches!(path, ["instances", ..]))
+            || (instead.is_some() && !matches!(path, ["held", _, "approve"]))
+            || (answer.is_some() && !matches!(path, [.., "complete"]));
+        let operation = match path {
+            ["jobs", id, "retry"] => AdminOperation::Retry(job_id(id)?),
+            ["jobs", id, "drop"] => AdminOperation::Drop(job_id(id)?),
+            ["jobs", id, "complete"] => {
+                AdminOperation::CompleteJob { job: job_id(id)?, answer: read_answer(answer.as_deref())? }
+            }
+            ["held", number, "approve"] => AdminOperation::Approve {
+                callback: callback_number(number)?,
+                instead: read_instead(instead.as_deref())?,
+            },
+            ["held", number, "reject"] => AdminOperation::Reject(callback_number(number)?),
+            ["held", number, "settle"] => AdminOperation::Settle(callback_number(number)?),
+            ["attention", number, "dismiss"] => AdminOperation::Dismiss(callback_number(number)?),
+            ["instances", name, "complete"] => AdminOperation::Complete {
+                instance: Named { name: (*name).to_owned(), account },
+                answer: read_answer(answer.as_deref())?,
+            },
+            ["instances", name, "release"] => {
+                AdminOperation::Release(Named { name: (*name).to_owned(), account })
+            }
+            _ => {
+                return Err(Fault::new(
+                    404,
+                    "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
+                ));
+            }
+        };
+        if ignored {
+            let text = "the operation ignores `account`, `as` or `answer`: remove the member";
+            return Err(Fault::new(400, text));
+        }
+        Ok(operation)
+    }
+
     pub(super) const fn word(&self) -> &'static str {
         match self {
             AdminOperation::Retry(_) => "retry",
@@ -144,17 +197,34 @@ impl AdminOperation {
     }
 }
 
+/// Reads the real meaning of a conflicting create.
+fn read_instead(word: Option<&str>) -> Result<Option<Instead>, Fault> {
+    let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
+    match Instead::from_word(word) {
+        Some(instead) => Ok(Some(instead)),
+        None => Err(Fault::new(400, format!("`as` must be renew, upgrade or conversion, not `{word}`"))),
+    }
+}
+
+/// Reads an answer; without one it is empty.
+fn read_answer(text: Option<&str>) -> Result<Box<Answer>, Fault> {
+    let Some(text) = text else { return Ok(Box::default()) };
+    let answer = spid_hook::read_answer(text.as_bytes());
+    answer.map(Box::new).map_err(|error| Fault::new(400, format!("the answer: {error}")))
+}
+
 /// Checks the acting person and the reason: both are required, and limited in length.
 pub(super) fn signed(who: &str, why: &str) -> Result<AuditNote, Fault> {
-    let said = |name: &str, text: &str| {
-        let text = text.trim();
-        match text.len() {
-            0 => Err(Fault::new(400, format!("`{name}` is empty: give a name or reason for the audit log"))),
-            1..=limits::REASON_MAX_BYTES => Ok(text.to_owned()),
-            _ => Err(Fault::new(400, format!("`{name}` is longer than {} bytes", limits::REASON_MAX_BYTES))),
-        }
-    };
-    Ok(AuditNote { who: said("who", who)?, why: said("why", why)? })
+    Ok(AuditNote { who: check_note("who", who)?, why: check_note("why", why)? })
+}
+
+fn check_note(name: &str, text: &str) -> Result<String, Fault> {
+    let text = text.trim();
+    match text.len() {
+        0 => Err(Fault::new(400, format!("`{name}` is empty: give a name or reason for the audit log"))),
+        1..=limits::REASON_MAX_BYTES => Ok(text.to_owned()),
+        _ => Err(Fault::new(400, format!("`{name}` is longer than {} bytes", limits::REASON_MAX_BYTES))),
+    }
 }
 
 impl Admin {

@@ -9,13 +9,13 @@ use spid_core::query;
 
 /// Decoded request target.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(crate) struct Target {
     segments: Vec<String>,
     parameters: BTreeMap<String, String>,
 }
 
 impl Target {
-    pub(super) fn of(request: &Request) -> Result<Target, Fault> {
+    pub(crate) fn of(request: &Request) -> Result<Target, Fault> {
         // Split before decoding: an encoded `/` belongs to a name.
         let segments = request.path().split('/').filter(|part| !part.is_empty()).map(decode);
         let segments = segments.collect::<Option<_>>();
@@ -26,16 +26,16 @@ impl Target {
         Ok(Target { segments, parameters: filled.collect() })
     }
 
-    pub(super) fn segments(&self) -> Vec<&str> {
+    pub(crate) fn segments(&self) -> Vec<&str> {
         self.segments.iter().map(String::as_str).collect()
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.parameters.get(name).map(String::as_str)
     }
 
     /// Refuses unknown parameters: a misspelled filter must not show everything.
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), Fault> {
         match self.parameters.keys().find(|name| !known.contains(&name.as_str())) {
             None => Ok(()),
             Some(name) if known.is_empty() => {
@@ -48,7 +48,7 @@ impl Target {
     }
 
     /// Maximum number of rows to show.
-    pub(super) fn limit(&self, default: usize) -> Result<usize, Fault> {
+    pub(crate) fn limit(&self, default: usize) -> Result<usize, Fault> {
         let Some(text) = self.get("limit") else { return Ok(default) };
         let limit = text.parse().ok().filter(|limit| (1..=limits::LIST_MAX_COUNT).contains(limit));
         let most = limits::LIST_MAX_COUNT;
@@ -56,7 +56,7 @@ impl Target {
     }
 
     /// Number of the last row of the previous page.
-    pub(super) fn before(&self) -> Result<Option<i64>, Fault> {
+    pub(crate) fn before(&self) -> Result<Option<i64>, Fault> {
         let before = self.get("before").map(str::parse).transpose();
         before.map_err(|_| Fault::new(400, "`before` is the `next` of the page before"))
     }
@@ -78,18 +78,18 @@ fn decode(segment: &str) -> Option<String> {
 
 /// Link inside this listener. It consists of our own words and encoded text, so it cannot lead anywhere else.
 #[derive(Debug, Clone)]
-pub(super) struct Link {
+pub(crate) struct Link {
     path: String,
     parameters: Vec<query::Pair>,
 }
 
 impl Link {
-    pub(super) fn to(path: &'static str) -> Link {
+    pub(crate) fn to(path: &'static str) -> Link {
         Link { path: path.to_owned(), parameters: Vec::new() }
     }
 
     /// Appends a path segment.
-    pub(super) fn segment(mut self, text: &str) -> Link {
+    pub(crate) fn segment(mut self, text: &str) -> Link {
         self.path.push('/');
         for byte in text.bytes() {
             match byte {
@@ -101,7 +101,7 @@ impl Link {
         self
     }
 
-    pub(super) fn with(mut self, name: &'static str, value: impl ToString) -> Link {
+    pub(crate) fn with(mut self, name: &'static str, value: impl ToString) -> Link {
         self.parameters.push((name.to_owned(), value.to_string()));
         self
     }

@@ -9,7 +9,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Run", &["serve", "check-config", "healthcheck", "config", "completions", "man"]),
     ("Inspect", &["attention", "instances", "jobs", "callbacks", "audit"]),
     ("Repair", &["held", "backup", "restore", "prune"]),
-    ("Keys", &["keys", "seal"]),
+    ("Keys", &["keys", "seal", "market"]),
     (
         "Develop",
         &["demo", "sign", "verify", "route", "hook", "replay", "fixtures", "conformance", "simulate"],

@@ -31,7 +31,7 @@ use daemon::stderr::Stderr;
 use daemon::{check, healthcheck, serve};
 use develop::{demo, hook, route, sign, verify};
 use inspect::{attention, audit, callbacks, held, instances, jobs};
-use keys::{encryption, signatures};
+use keys::{encryption, market, signatures};
 use lab::{conformance, fixtures, replay, simulate};
 use output::Output;
 use repair::{backup, prune};
@@ -187,7 +187,7 @@ enum Command {
     Callbacks(callbacks::CallbacksCommand),
     /// Audit log: changes that people made by hand, and why.
     #[command(alias = "acts")]
-    Audit(audit::ActsArguments),
+    Audit(audit::AuditArguments),
     /// Held callbacks, which wait for a decision: list, show, approve, reject, settle.
     #[command(subcommand)]
     Held(held::HeldCommand),
@@ -204,6 +204,9 @@ enum Command {
     /// Sealing keys, which encrypt passwords in the database: count their use, change them.
     #[command(subcommand)]
     Seal(encryption::SealCommand),
+    /// Markets, the APIs that spid calls: check their credentials.
+    #[command(subcommand)]
+    Market(market::MarketCommand),
     /// Demo: buy, upgrade, renew, freeze, unfreeze and release one instance.
     Demo(demo::DemoArguments),
     /// Sign a request as a marketplace would, and print it.
@@ -251,7 +254,7 @@ fn is_typed(config: Option<&Path>) -> bool {
 
 impl StoreArguments {
     fn reader(&self) -> Result<Reader, Failure> {
-        let (path, _) = self.place()?;
+        let (path, _) = self.location()?;
         Reader::open(&path).map_err(not_there)
     }
 
@@ -286,7 +289,7 @@ impl StoreArguments {
     }
 
     /// Path of the database, and the store options of the configuration.
-    fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
+    fn location(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {
             // Two explicit choices contradict each other; only SPID_CONFIG may be overridden.
             (Some(_), config) if is_typed(config.as_deref()) => {
@@ -386,8 +389,9 @@ fn execute(
         Command::Restore(arguments) => backup::restore(arguments, output),
         Command::Prune(arguments) => prune::prune(&arguments, output),
         Command::Keys(arguments) => signatures::keys(&arguments, hook, output),
+        Command::Market(command) => market::market(command, hook, output),
         Command::Seal(command) => encryption::seal(command, output),
-        Command::Audit(arguments) => audit::acts(arguments, output),
+        Command::Audit(arguments) => audit::audit(arguments, output),
         Command::Route(arguments) => route::route(arguments, hook, output),
         Command::Instances(command) => instances::instances(command, output),
         Command::Jobs(command) => jobs::jobs(command, hook.is_some(), output),

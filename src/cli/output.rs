@@ -52,6 +52,12 @@ impl Output {
         self.line(&text::plain_json(&text))
     }
 
+    /// Writes a table of rows that know their columns.
+    pub(super) fn rows<R: Row>(&mut self, rows: &[R]) -> Result<(), Failure> {
+        let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
+        self.table(R::HEADER, &cells)
+    }
+
     /// Writes a table: a header, and rows with one cell for each column. Columns are as wide as their widest cell.
     pub(super) fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         for line in aligned(header, rows) {
@@ -67,26 +73,39 @@ impl Output {
     }
 }
 
+/// Row of a table for people.
+pub(super) trait Row {
+    /// Names of the columns.
+    const HEADER: &'static [&'static str];
+
+    /// One cell for each column.
+    fn cells(&self) -> Vec<String>;
+}
+
 /// Returns the lines of a table.
 fn aligned(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
-    let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
-    let rows = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect());
-    let rows: Vec<Vec<String>> = std::iter::once(header.clone()).chain(rows).collect();
+    let mut lines = vec![header.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>()];
+    for row in rows {
+        lines.push(row.iter().map(|cell| shown(cell)).collect());
+    }
     // Widths are columns of the terminal: a Chinese character in the name of a buyer takes two.
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let padded = |cell: &String, width: &usize| {
-        let padding = " ".repeat(width.saturating_sub(cell.width()));
-        format!("{cell}{padding}")
-    };
-    let line = |row: &Vec<String>| {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| padded(cell, width)).collect();
-        // The last column needs no padding.
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
+    let mut widths = vec![0; header.len()];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.width().max(*width);
+        }
+    }
+    lines.iter().map(|line| padded(line, &widths)).collect()
+}
+
+fn padded(cells: &[String], widths: &[usize]) -> String {
+    let mut line = String::new();
+    for (cell, width) in cells.iter().zip(widths) {
+        line.push_str(cell);
+        line.push_str(&" ".repeat(width.saturating_sub(cell.width()) + 2));
+    }
+    // The last column needs no padding.
+    line.trim_end().to_owned()
 }
 
 /// Escapes a text from outside for a terminal: control characters and characters that change the text direction.

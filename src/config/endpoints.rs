@@ -8,9 +8,9 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 
 use super::DEV_KEY;
-use super::front;
 use super::hooks::tls;
 use super::keys::{endpoint_keys, secret};
+use super::public_listener;
 use super::reader::{Table, unknown};
 use crate::market_api::order_lookup::OrderLookupClient;
 use crate::net::Url;
@@ -70,7 +70,7 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
             refuse_known_key(&table, &endpoint, listen);
             sound.push((path.clone(), endpoint, shared_key));
         }
-        allow.extend(front::allow(&table).map(|networks| (Arc::from(name.as_str()), networks)));
+        allow.extend(public_listener::allow(&table).map(|networks| (Arc::from(name.as_str()), networks)));
         names.push(name);
         paths.push(path);
     }

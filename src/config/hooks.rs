@@ -134,8 +134,8 @@ fn hook(table: &Table<'_>, name: &str, inside: &mut Option<InProcess>) -> Option
         (true, false, false, false) => Some(exec(&table.table("exec"), name)),
         (false, true, false, false) => http(&table.table("http"), name),
         (false, false, true, false) => {
-            // The log hook has no keys; dropping its table reports any that are there.
-            drop(table.table("log"));
+            // The log hook has no keys; the opened table reports any that are there.
+            table.table("log");
             Some(NamedHook::new(name, AnyHook::from(LogHook)))
         }
         (false, false, false, true) => in_process(table, name, inside.take()),
@@ -152,7 +152,6 @@ fn in_process(table: &Table<'_>, name: &str, hook: Option<InProcess>) -> Option<
     if let Some(read) = hook.as_ref().and_then(|hook| hook.settings.as_ref()) {
         own.foreign("settings", read.as_ref());
     }
-    drop(own);
     if hook.is_none() {
         table.mistake(
             "in_process",

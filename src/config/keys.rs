@@ -127,15 +127,19 @@ pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
 /// `sealing_key` follows the listed keys, and is not created then. The keys are not read here, because some commands
 /// read the store without permission to read the keys.
 pub(super) fn sealing_keys(store: &Table<'_>) -> Vec<KeySource> {
-    let path = |text: &str| match text {
-        "" => Err("the path is empty".to_owned()),
-        text => Ok(PathBuf::from(text)),
-    };
     let own = store.optional("sealing_key", path);
     let listed: Vec<KeySource> = store.tables("sealing_keys", false).iter().filter_map(sealing_key).collect();
     // `Own` may be created at the first start, `File` must exist.
     let own = own.map(|own| if listed.is_empty() { KeySource::Own(own) } else { KeySource::File(own) });
     listed.into_iter().chain(own).collect()
+}
+
+/// Path in a text.
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("the path is empty".to_owned()),
+        text => Ok(PathBuf::from(text)),
+    }
 }
 
 fn sealing_key(table: &Table<'_>) -> Option<KeySource> {

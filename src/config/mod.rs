@@ -11,14 +11,20 @@
 //! * Add a line to `default.toml`; a test compares that file with the keys that are read.
 //! * If a running daemon cannot change it, add it to [`NEEDS_RESTART`].
 
+mod app;
 mod check;
+mod dev;
 mod endpoints;
-mod front;
+mod environment;
 mod hooks;
 mod keys;
+mod log;
+mod markets;
+mod mistakes;
 mod partial;
+mod public_listener;
 mod reader;
-mod removed;
+mod server;
 mod telemetry;
 
 use std::collections::HashMap;
@@ -31,34 +37,43 @@ use tracing::level_filters::LevelFilter;
 use crate::admin::AdminOptions;
 use crate::hooks::log::LogHook;
 use crate::hooks::runner::Runner;
+use crate::market_api::client::MarketClient;
 use crate::market_api::order_lookup::OrderLookupClients;
 use crate::net::ServerTls;
 use crate::observe::files;
 use crate::observe::limits;
+use crate::serve::app::AppOptions;
 use crate::serve::intake::{Endpoint, IntakeOptions};
 use crate::serve::public::AccessPolicy;
 use crate::serve::spans::TelemetryOptions;
 use crate::store::StoreOptions;
 use crate::store::encryption::KeySource;
+use app::AppTable;
+use dev::{DEV_CONFIG, DEV_KEY_VARIABLE};
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
-use removed::WithoutRemoved;
+use server::Server;
 use spid_core::lifecycle::UnknownInstance;
-use spid_core::signature::Key;
 use spid_hook::AnyHook;
 
 pub use hooks::{InProcess, SETTINGS};
-use spid_hook::Secret;
 
 pub use check::{Checked, check};
+pub use dev::DEV_KEY;
+pub use environment::{Environment, Flag, ProcessEnvironment};
 pub use keys::read_key;
-pub use partial::{EndpointAccess, RouteList, accounts_of, admin_of, endpoints_of, routes_of, store_of};
+pub use log::LogFormat;
+pub use mistakes::{Mistake, Mistakes, Origin};
+pub use partial::{
+    EndpointAccess, RouteList, accounts_by_path, accounts_of, admin_of, endpoints_of, routes_of, store_of,
+};
 
 /// Default configuration file with comments: every key there is. A test compares its defaults with those of the code.
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
 
 /// Keys that a running daemon cannot change: it keeps the values it was started with.
-pub const NEEDS_RESTART: [&str; 9] = [
+pub const NEEDS_RESTART: [&str; 10] = [
+    "app.listen",
     "server.listen",
     "server.admin_listen",
     "store.path",
@@ -70,119 +85,6 @@ pub const NEEDS_RESTART: [&str; 9] = [
     "telemetry.service_name",
 ];
 
-/// Environment variables, as the configuration reads them. Tests use a map.
-pub trait Environment {
-    /// Returns the value of a variable.
-    fn get(&self, name: &str) -> Option<String>;
-    /// Returns the names of all variables.
-    fn names(&self) -> Vec<String>;
-}
-
-/// Environment of this process.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ProcessEnvironment;
-
-impl Environment for ProcessEnvironment {
-    #[expect(clippy::disallowed_methods, reason = "this is the one place the environment is read")]
-    fn get(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
-    }
-
-    fn names(&self) -> Vec<String> {
-        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
-    }
-}
-
-impl Environment for HashMap<String, String> {
-    fn get(&self, name: &str) -> Option<String> {
-        HashMap::get(self, name).cloned()
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.keys().cloned().collect()
-    }
-}
-
-/// Key of the configuration that was given on the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flag {
-    /// Name of the flag, like `--listen`.
-    pub name: &'static str,
-    /// Key that the flag sets, like `server.listen`.
-    pub key: &'static str,
-    /// Value of the flag.
-    pub value: String,
-}
-
-/// Place of a mistake.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// The configuration file.
-    File {
-        /// Line number, from 1; `None` if a part of the file is missing or the whole file is wrong.
-        line: Option<usize>,
-    },
-    /// Environment variable with this name.
-    Variable(String),
-    /// Flag with this name.
-    Flag(&'static str),
-}
-
-/// Mistake in the configuration, with its key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
-    /// Name of the key, like `server.listen` or `endpoint[0].keys[1].file`; empty for the whole file.
-    pub key: String,
-    /// Place of the mistake.
-    pub origin: Origin,
-    /// Problem, and the action to take. Never contains a secret key.
-    pub text: String,
-}
-
-/// All mistakes of a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistakes {
-    /// Name of the source: the path of the file, or `--dev`.
-    pub source: String,
-    /// List of mistakes; never empty.
-    pub mistakes: Vec<Mistake>,
-}
-
-impl Mistake {
-    /// Formats the mistake as one line: `spid.toml:3: `server.listen`: …`.
-    fn line(&self, source: &str) -> String {
-        let Mistake { key, origin, text } = self;
-        let place = match origin {
-            Origin::File { line: Some(line) } => format!("{source}:{line}"),
-            Origin::File { line: None } => source.to_owned(),
-            Origin::Variable(name) => name.clone(),
-            Origin::Flag(name) => (*name).to_owned(),
-        };
-        if key.is_empty() { format!("{place}: {text}") } else { format!("{place}: `{key}`: {text}") }
-    }
-}
-
-impl Mistakes {
-    /// Creates a mistake about the whole file.
-    fn whole(path: &Path, text: String) -> Mistakes {
-        let mistake = Mistake { key: String::new(), origin: Origin::File { line: None }, text };
-        Mistakes { source: path.display().to_string(), mistakes: vec![mistake] }
-    }
-
-    /// Returns the mistakes, each as one line: `spid.toml:3: `server.listen`: …`.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.mistakes.iter().map(|mistake| mistake.line(&self.source))
-    }
-}
-
-impl std::fmt::Display for Mistakes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.lines().collect::<Vec<_>>().join("\n"))
-    }
-}
-
-impl std::error::Error for Mistakes {}
-
 /// Configuration of a daemon: the options of all its parts.
 #[derive(Clone)]
 pub struct Config {
@@ -192,6 +94,12 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Options for the admin listener.
     pub admin: AdminOptions,
+    /// Address of the listener for the seller's application; `None` if there is none.
+    pub app_listen: Option<SocketAddr>,
+    /// Options for that listener.
+    pub app: AppOptions,
+    /// Clients of the marketplaces' APIs.
+    pub markets: Vec<MarketClient>,
     /// Path of the database.
     pub store_path: PathBuf,
     /// Options for the store.
@@ -207,7 +115,7 @@ pub struct Config {
     /// Certificate of the public listener; `None` for plain HTTP.
     pub tls: Option<ServerTls>,
     /// Access rules of the public listener: proxies and allowed networks.
-    pub guard: AccessPolicy,
+    pub access_policy: AccessPolicy,
     /// Options for sending spans; `None` if no spans are sent.
     pub telemetry: Option<TelemetryOptions>,
     /// Log level, unless the command line sets the filter.
@@ -219,38 +127,6 @@ pub struct Config {
     /// Warnings: the configuration works, but should be changed.
     pub warnings: Vec<String>,
     settings: Settings,
-}
-
-/// Format of the log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text for people.
-    #[default]
-    Text,
-    /// JSON for programs: one object per line.
-    Json,
-}
-
-impl LogFormat {
-    /// All formats.
-    pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
-
-    /// Name of the format in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        }
-    }
-}
-
-impl std::str::FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<LogFormat, String> {
-        let found = LogFormat::ALL.into_iter().find(|format| format.as_str() == word);
-        found.ok_or_else(|| "use text or json".to_owned())
-    }
 }
 
 /// Default path of the database.
@@ -295,13 +171,10 @@ impl Config {
         hook: Option<InProcess>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Result<Config, Mistakes> {
-        let mut document = reader::document(text, source)?;
-        let removed = removed::take(text, &mut document, environment);
-        let environment = WithoutRemoved(environment);
-        let reader = Reader::new(text, &environment, flags);
-        let config = Config::read(&reader.root(&document), hook, look);
-        let reader::Findings { settings, mistakes, warnings } = reader.findings();
-        let warnings = removed.iter().chain(&warnings).map(|warning| warning.line(source)).collect();
+        let reader = Reader::new(text, source, environment, flags)?;
+        let config = Config::read(&reader.root(), hook, look);
+        let reader::Findings { settings, mistakes, warnings, .. } = reader.finish();
+        let warnings = warnings.iter().map(|warning| warning.line(source)).collect();
         match config {
             // Warnings do not prevent a start, mistakes do.
             Some(config) if mistakes.is_empty() => Ok(Config { settings, warnings, ..config }),
@@ -329,26 +202,32 @@ impl Config {
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Option<Config> {
         let server_table = root.table("server");
-        let Server { listen, admin_listen, admin, reply_within } = server(&server_table);
-        let (tls, proxies) = (front::tls(&server_table), front::proxies(&server_table));
-        // A dropped table reports its unknown keys, so each table is dropped only after its last key was read.
-        drop(server_table);
+        let Server { listen, admin_listen, admin, reply_within } = server::server(&server_table);
+        let (tls, proxies) = (public_listener::tls(&server_table), public_listener::proxies(&server_table));
+        root.removed("rate", &["SPID_RATE__PER_ADDRESS", "SPID_RATE__PER_ENDPOINT"]);
         let policy = policy(&root.table("policy"));
         let store_table = root.table("store");
         let (store_path, sealing_keys) = store(&store_table);
         let secrets_window_ms = millis(policy.secrets_window);
         let store = StoreOptions { sealing_keys, secrets_window_ms, ..StoreOptions::default() };
         look(&store_table, &store_path, &store);
-        let (log_level, log_format) = log(&root.table("log"));
+        let (log_level, log_format) = log::log(&root.table("log"));
         let telemetry = telemetry::telemetry(&root.table("telemetry"));
         let Endpoints { sound: endpoints, lookup_clients, names, allow } = endpoints::endpoints(root, listen);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut accounts = policy.retired_accounts.clone();
+        accounts.extend(endpoints.iter().map(|(_, endpoint)| endpoint.account.to_string()));
+        let AppTable { listen: app_listen, options: app } = app::app(&root.table("app"), &accounts);
+        let markets = markets::markets(root);
         // Last, because it ends this function early: all other tables have reported their mistakes by now.
         let runner = hooks::runner(root, hook, &names)?;
         Some(Config {
             listen,
             admin_listen,
             admin,
+            app_listen,
+            app,
+            markets,
             store_path,
             store,
             endpoints,
@@ -356,7 +235,7 @@ impl Config {
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
             tls,
-            guard: AccessPolicy { proxies, allow },
+            access_policy: AccessPolicy { proxies, allow },
             telemetry,
             log_level,
             log_format,
@@ -395,64 +274,8 @@ fn text_of(path: &Path) -> Result<String, Mistakes> {
         .map_err(|error| Mistakes::whole(path, format!("the file cannot be read: {error}")))
 }
 
-struct Server {
-    listen: SocketAddr,
-    admin_listen: Option<SocketAddr>,
-    admin: AdminOptions,
-    reply_within: Duration,
-}
-
-fn server(table: &Table<'_>) -> Server {
-    let listen = table.value("listen", DEFAULT_LISTEN, address);
-    let token = table.table("admin_token");
-    // A variable can name the token even if the table is not in the file.
-    let named = ["file", "env", "credential"].map(|member| token.text(member).is_some());
-    let guarded = token.is_there() || named.contains(&true);
-    let admin = AdminOptions { token: guarded.then(|| admin_token(&token)).flatten() };
-    drop(token);
-    let admin_listen =
-        table.optional("admin_listen", |text| address(text).and_then(|address| for_admins(address, guarded)));
-    let reply_within = table.duration("reply_within", Duration::from_millis(limits::REPLY_WITHIN_MS));
-    Server { listen, admin_listen, admin, reply_within }
-}
-
-/// Token of the admin listener. It must be long enough that it cannot be guessed over the network.
-fn admin_token(table: &Table<'_>) -> Option<Secret> {
-    let (member, secret) = keys::secret(table)?;
-    let least = limits::ADMIN_TOKEN_MIN_BYTES;
-    let wrong = match Key::new("admin", secret.clone()) {
-        Err(wrong) => wrong.to_string(),
-        // A short token could be guessed over the network.
-        Ok(_) if secret.expose().len() < least => {
-            format!("the token has fewer than {least} bytes; create one with `openssl rand -hex 24`")
-        }
-        Ok(_) => return Some(secret),
-    };
-    table.mistake(member, wrong);
-    None
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("`{text}` is not an address and a port, like 0.0.0.0:8080 or [::]:8080"))
-}
-
-/// Checks the address of the admin listener. Without a token the listener does not identify its clients, so it must
-/// stay on loopback.
-fn for_admins(address: SocketAddr, guarded: bool) -> Result<SocketAddr, String> {
-    if address.ip().is_loopback() || guarded {
-        return Ok(address);
-    }
-    Err(format!(
-        "`{address}` is not a loopback address: without a token every client there could read and change data; configure a token with `admin_token = {{ file = \"…\" }}`, or use 127.0.0.1"
-    ))
-}
-
 fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
-    let path = |text: &str| match text {
-        "" => Err("the path is empty".to_owned()),
-        text => Ok(PathBuf::from(text)),
-    };
-    (table.value("path", PathBuf::from(DEFAULT_STORE), path), keys::sealing_keys(table))
+    (table.value("path", PathBuf::from(DEFAULT_STORE), keys::path), keys::sealing_keys(table))
 }
 
 struct PolicyTable {
@@ -462,6 +285,7 @@ struct PolicyTable {
 }
 
 fn policy(table: &Table<'_>) -> PolicyTable {
+    table.removed("key_unused_after", &["SPID_POLICY__KEY_UNUSED_AFTER"]);
     let default = spid_core::lifecycle::Policy::default();
     let words = [
         ("refuse", UnknownInstance::Refuse),
@@ -486,19 +310,6 @@ fn policy(table: &Table<'_>) -> PolicyTable {
     }
 }
 
-fn log(table: &Table<'_>) -> (LevelFilter, LogFormat) {
-    let words = [
-        ("off", LevelFilter::OFF),
-        ("error", LevelFilter::ERROR),
-        ("warn", LevelFilter::WARN),
-        ("info", LevelFilter::INFO),
-        ("debug", LevelFilter::DEBUG),
-        ("trace", LevelFilter::TRACE),
-    ];
-    let formats = LogFormat::ALL.map(|format| (format.as_str(), format));
-    (table.choice("level", LevelFilter::INFO, &words), table.choice("format", LogFormat::default(), &formats))
-}
-
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
@@ -507,42 +318,6 @@ fn millis(duration: Duration) -> i64 {
 pub(crate) fn unknown(what: &str, known: &[&str]) -> String {
     reader::unknown(what, known)
 }
-
-/// Key of `--dev`: the key in the vendor's documentation. It must not be used for anything else.
-pub const DEV_KEY: &str = "isvkey";
-const DEV_KEY_VARIABLE: &str = "DEV_KEY";
-const DEV_CONFIG: &str = r#"
-[[endpoint]]
-name = "dev"
-account = "dev"
-path = "/spi"
-dialect = "alibaba"
-keys = [{ env = "DEV_KEY", label = "dev" }]
-shared_key = true
-
-[[endpoint]]
-name = "dev-jdcloud"
-account = "dev-jdcloud"
-path = "/jdcloud"
-dialect = "jdcloud"
-keys = [{ env = "DEV_KEY", label = "dev" }]
-shared_key = true
-
-[[endpoint]]
-name = "dev-generic"
-account = "dev-generic"
-path = "/generic"
-dialect = "generic"
-keys = [{ env = "DEV_KEY", label = "dev" }]
-
-[[endpoint]]
-name = "dev-koogallery"
-account = "dev-koogallery"
-path = "/koogallery"
-dialect = "koogallery"
-keys = [{ env = "DEV_KEY", label = "dev" }]
-orders = { none = true }
-"#;
 
 #[cfg(test)]
 mod tests;

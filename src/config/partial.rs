@@ -1,13 +1,15 @@
 //! Parts of a configuration, for commands that need no more. They run without permission to read what they do not need,
 //! and mistakes elsewhere do not matter to them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::endpoints::{self, Endpoints};
 use super::hooks::IN_PROCESS;
-use super::reader::{self, Reader, Table, unknown};
-use super::{DEFAULT_LISTEN, Environment, Mistakes, address, millis, policy, store, text_of};
+use super::reader::{Reader, unknown};
+use super::server::address;
+use super::{DEFAULT_LISTEN, Environment, Mistakes, millis, policy, store, text_of};
 use crate::hooks::runner::Route;
 use crate::serve::intake::Endpoint;
 use crate::store::StoreOptions;
@@ -21,14 +23,11 @@ use spid_hook::Subject;
 pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
     let text = text_of(path)?;
     let source = path.display().to_string();
-    let document = reader::document(&text, &source)?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let root = reader.root();
     let (database, sealing_keys) = store(&root.table("store"));
     let secrets_window_ms = millis(policy(&root.table("policy")).secrets_window);
-    // Tables report their unknown keys when they are dropped, so drop this one before the reading ends.
-    drop(root);
-    let (_, mut mistakes) = reader.finish();
+    let mut mistakes = reader.finish().mistakes;
     // Only the store is read here, so mistakes elsewhere do not matter, like unknown tables.
     mistakes.retain(|mistake| mistake.key.starts_with("store") || mistake.key == "policy.secrets_window");
     if mistakes.is_empty() {
@@ -45,16 +44,13 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
 pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr, Mistakes> {
     let text = text_of(path)?;
     let source = path.display().to_string();
-    let document = reader::document(&text, &source)?;
-    let reader = Reader::new(&text, environment, &[]);
-    let table = reader.root(&document).table("server");
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let table = reader.root().table("server");
     let listen = table.optional("admin_listen", address);
     if listen.is_none() && !table.has("admin_listen") {
         table.mistake("admin_listen", "no admin listener is configured: set \"127.0.0.1:8081\", for example");
     }
-    // A table reports its unknown keys when it is dropped, so this must come before `finish`.
-    drop(table);
-    let (_, mut mistakes) = reader.finish();
+    let mut mistakes = reader.finish().mistakes;
     // Only this key is read here, so mistakes elsewhere do not matter.
     mistakes.retain(|mistake| mistake.key == "server.admin_listen");
     listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
@@ -67,14 +63,37 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
 /// Returns an error if the file cannot be read or is not a configuration.
 pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<String>, Mistakes> {
     let text = text_of(path)?;
-    let document = reader::document(&text, &path.display().to_string())?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
+    let source = path.display().to_string();
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let root = reader.root();
     // As in the daemon, the default account is the endpoint's name.
-    let account = |table: Table<'_>| table.text("account").or_else(|| table.text("name"));
-    let served = root.tables("endpoint", false).into_iter().filter_map(account);
-    let retired = root.table("policy").texts("retired_accounts").unwrap_or_default();
-    Ok(served.chain(retired).collect())
+    let mut accounts = Vec::new();
+    for table in root.tables("endpoint", false) {
+        accounts.extend(table.text("account").or_else(|| table.text("name")));
+    }
+    accounts.extend(root.table("policy").texts("retired_accounts").unwrap_or_default());
+    Ok(accounts)
+}
+
+/// Reads only the accounts of the endpoints from a configuration, by path. A replay can run without permission to read
+/// the keys.
+///
+/// # Errors
+/// Returns an error if the file cannot be read or is not a configuration.
+pub fn accounts_by_path(
+    path: &Path,
+    environment: &dyn Environment,
+) -> Result<BTreeMap<String, String>, Mistakes> {
+    let text = text_of(path)?;
+    let source = path.display().to_string();
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let mut accounts = BTreeMap::new();
+    for table in reader.root().tables("endpoint", false) {
+        // As in the daemon, the default account is the endpoint's name.
+        let account = table.text("account").or_else(|| table.text("name"));
+        accounts.extend(table.text("path").zip(account));
+    }
+    Ok(accounts)
 }
 
 /// Routes of a configuration, without the hooks that they lead to.
@@ -119,9 +138,9 @@ pub fn routes_of(
     has_hook_inside: bool,
 ) -> Result<RouteList, Mistakes> {
     let text = text_of(path)?;
-    let document = reader::document(&text, &path.display().to_string())?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
+    let source = path.display().to_string();
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let root = reader.root();
     let tables = root.tables("hook", false);
     let mut hooks = Vec::new();
     // As in the daemon, the hook inside is the first one unless an entry places it.
@@ -162,20 +181,20 @@ pub struct EndpointAccess {
 pub fn endpoints_of(path: &Path, environment: &dyn Environment) -> Result<Vec<EndpointAccess>, Mistakes> {
     let text = text_of(path)?;
     let source = path.display().to_string();
-    let document = reader::document(&text, &source)?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let root = reader.root();
     let server = root.table("server");
     let listen = server.value("listen", DEFAULT_LISTEN, address);
     let is_tls = server.has("tls");
     let Endpoints { sound, .. } = endpoints::endpoints(&root, listen);
-    // Tables report their unknown keys when they are dropped, so drop them before the reading ends.
-    drop((server, root));
-    let (_, mut mistakes) = reader.finish();
+    let mut mistakes = reader.finish().mistakes;
     mistakes.retain(|mistake| mistake.key.starts_with("endpoint") || mistake.key == "server.listen");
     if !mistakes.is_empty() {
         return Err(Mistakes { source, mistakes });
     }
-    let access = |(path, endpoint)| EndpointAccess { endpoint, path, listen, is_tls };
-    Ok(sound.into_iter().map(access).collect())
+    let mut found = Vec::new();
+    for (path, endpoint) in sound {
+        found.push(EndpointAccess { endpoint, path, listen, is_tls });
+    }
+    Ok(found)
 }

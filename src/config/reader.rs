@@ -3,9 +3,6 @@
 //! Code that needs a key reads it here, once, with its default. Everything else follows from these reads: the
 //! variable and the flag that override the file, the unknown keys (which no code has read), and the complete
 //! configuration with its defaults.
-//!
-//! The file is walked as a document and not deserialized. A deserializer ends at the first mistake, but an operator
-//! at night needs all of them, each with its line.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,12 +11,16 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Span, SpanRelativeTo};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Environment, Flag, Mistake, Mistakes, Origin};
 use crate::observe::limits;
+use spid_core::document::{self, Document, Item, SyntaxError, UnknownKey, WrongType, did_you_mean, nearest};
+use spid_core::span::Span;
+
+/// Version since which removed keys have no effect.
+const REMOVED_SINCE: &str = "0.2";
 
 /// Variables with the prefix of overrides that have another meaning.
 const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
@@ -27,70 +28,54 @@ const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
 /// Keys that were read, with their values, given or default. Secrets are not included, but their sources are.
 pub(super) type Settings = BTreeMap<String, String>;
 
-#[derive(Default)]
-struct Notes {
-    mistakes: Vec<Mistake>,
-    warnings: Vec<Mistake>,
-    settings: Settings,
-    variables: Vec<String>,
-}
-
 /// Result of reading a configuration.
+#[derive(Default)]
 pub(super) struct Findings {
     pub(super) settings: Settings,
     /// Mistakes, in the order of the file.
     pub(super) mistakes: Vec<Mistake>,
     /// Warnings: the configuration works, but should be changed.
     pub(super) warnings: Vec<Mistake>,
+    /// Names of the variables that override a key.
+    variables: Vec<String>,
+    /// Names of variables that had an effect in an earlier version.
+    removed_variables: Vec<String>,
 }
 
 /// State of reading one configuration.
 pub(super) struct Reader<'a> {
-    text: &'a str,
+    document: Document<'a>,
     environment: &'a dyn Environment,
     flags: &'a [Flag],
-    notes: RefCell<Notes>,
+    notes: RefCell<Findings>,
 }
 
 /// Value that was given for a key.
 enum Given<'a> {
-    File(&'a Spanned<DeValue<'a>>),
+    File(Item<'a>),
     /// Text of a variable or a flag, which have no types.
     Text(String),
 }
 
-/// Parses a TOML document.
-///
-/// # Errors
-/// Returns all mistakes of syntax. Other mistakes are not searched for: the meaning of a file that is not TOML is
-/// unknown.
-pub(super) fn document<'a>(text: &'a str, source: &str) -> Result<DeTable<'a>, Mistakes> {
-    let (document, errors) = DeTable::parse_recoverable(text);
-    if errors.is_empty() {
-        return Ok(document.into_inner());
-    }
-    let mistakes = errors.iter().map(|error| syntax(text, error)).collect();
-    Err(Mistakes { source: source.to_owned(), mistakes })
-}
-
 /// Creates the mistake for an error of the parser. The parser's message may quote the value, which may be a secret
 /// key, and such a value must not reach a log.
-fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
-    let line = error.span().map(|span| line_of(text, &span));
+fn syntax(text: &str, error: &SyntaxError) -> Mistake {
     // The name of the key helps the operator, but only if it cannot be a secret.
-    let written = line.and_then(|line| text.lines().nth(line - 1)).and_then(|line| line.split_once('='));
+    let written =
+        error.line.and_then(|line| text.lines().nth(line - 1)).and_then(|line| line.split_once('='));
     let name = written.map(|(name, _)| name.trim()).filter(|name| is_named_like_a_key(name, &[]));
     Mistake {
         key: name.unwrap_or_default().to_owned(),
-        origin: Origin::File { line },
-        text: format!("this is not TOML: {}", without_values(error.message())),
+        origin: Origin::File { line: error.line },
+        text: format!("this is not TOML: {}", without_values(&error.message)),
     }
 }
 
 /// Returns true if a name resembles a configuration key. Any other name may be a pasted secret.
 fn is_named_like_a_key(name: &str, known: &[&str]) -> bool {
     let is_word = |word: &str| word.len() <= 16 && word.bytes().all(|c| c.is_ascii_lowercase());
-    !name.is_empty() && (name.split(['_', '.']).all(is_word) || meant(name, known.iter().copied()).is_some())
+    !name.is_empty()
+        && (name.split(['_', '.']).all(is_word) || nearest(name, known.iter().copied()).is_some())
 }
 
 /// Removes the text in double quotes from a message: a quoted value. Names are in backticks.
@@ -105,40 +90,62 @@ fn without_values(reason: &str) -> String {
     }
 }
 
-fn line_of(text: &str, span: &Range<usize>) -> usize {
-    text.get(..span.start).unwrap_or(text).matches('\n').count() + 1
-}
-
-/// Known name that was probably meant.
-pub(super) fn meant<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    let near = |known: &&str| strsim::osa_distance(name, known);
-    // About one typing error is allowed for every four characters.
-    let nearest = known.into_iter().min_by_key(near)?;
-    (near(&nearest) <= 1 + name.chars().count() / 4).then_some(nearest)
-}
-
 /// Suggestion for an unknown name.
 pub(super) fn unknown(what: &str, known: &[&str]) -> String {
-    match meant(what, known.iter().copied()) {
+    match nearest(what, known.iter().copied()) {
         Some(meant) => format!("did you mean `{meant}`?"),
         None => format!("use {}", known.join(", ")),
     }
 }
 
+/// Creates the mistake for a key that no code has read. Its name is shown only if it looks like a key: it may be a
+/// pasted secret.
+fn unknown_key(found: &UnknownKey) -> Mistake {
+    let UnknownKey { table, key, line, known } = found;
+    let (key, text) = match is_named_like_a_key(key, known) {
+        true => (joined(table, key), format!("unknown key; {}", unknown(key, known))),
+        false => {
+            let known = known.join(", ");
+            let text = format!("unknown key; its name is not shown, because it may be a secret; use {known}");
+            (table.clone(), text)
+        }
+    };
+    Mistake { key, origin: Origin::File { line: Some(*line) }, text }
+}
+
+/// Joins the name of a table and a key.
+fn joined(table: &str, key: &str) -> String {
+    match (table, key) {
+        (path, "") => path.to_owned(),
+        ("", key) => key.to_owned(),
+        (path, key) => format!("{path}.{key}"),
+    }
+}
+
 impl<'a> Reader<'a> {
-    pub(super) fn new(text: &'a str, environment: &'a dyn Environment, flags: &'a [Flag]) -> Reader<'a> {
-        Reader { text, environment, flags, notes: RefCell::default() }
+    /// Parses the file.
+    ///
+    /// # Errors
+    /// Returns all mistakes of syntax. Other mistakes are not searched for: the meaning of a file that is not TOML is
+    /// unknown.
+    pub(super) fn new(
+        text: &'a str,
+        source: &str,
+        environment: &'a dyn Environment,
+        flags: &'a [Flag],
+    ) -> Result<Reader<'a>, Mistakes> {
+        match Document::parse(text) {
+            Ok(document) => Ok(Reader { document, environment, flags, notes: RefCell::default() }),
+            Err(errors) => {
+                let mistakes = errors.iter().map(|error| syntax(text, error)).collect();
+                Err(Mistakes { source: source.to_owned(), mistakes })
+            }
+        }
     }
 
-    pub(super) fn root(&'a self, document: &'a DeTable<'a>) -> Table<'a> {
-        Table {
-            reader: self,
-            path: String::new(),
-            entries: Some(document),
-            line: None,
-            single: true,
-            asked: RefCell::default(),
-        }
+    pub(super) fn root(&self) -> Table<'_> {
+        let entries = Some(self.document.root(""));
+        Table { reader: self, path: String::new(), entries, line: None, single: true }
     }
 
     pub(super) fn environment(&self) -> &dyn Environment {
@@ -149,22 +156,17 @@ impl<'a> Reader<'a> {
         self.notes.borrow_mut().mistakes.push(Mistake { key, origin, text });
     }
 
-    /// Ends the reading. Returns the values and all mistakes, in the order of the file.
-    pub(super) fn finish(self) -> (Settings, Vec<Mistake>) {
-        let Findings { settings, mistakes, .. } = self.findings();
-        (settings, mistakes)
-    }
-
-    /// Ends the reading. Returns the values, mistakes and warnings.
-    pub(super) fn findings(self) -> Findings {
+    /// Ends the reading: every key and variable that no code has read is a mistake.
+    pub(super) fn finish(self) -> Findings {
         self.note_unknown_variables();
-        let Notes { mut mistakes, warnings, settings, .. } = self.notes.into_inner();
+        let mut findings = self.notes.into_inner();
+        findings.mistakes.extend(self.document.unknown_keys().iter().map(unknown_key));
         // Mistakes without a line come last.
-        mistakes.sort_by_key(|mistake| match mistake.origin {
+        findings.mistakes.sort_by_key(|mistake| match mistake.origin {
             Origin::File { line: Some(line) } => line,
             _ => usize::MAX,
         });
-        Findings { settings, mistakes, warnings }
+        findings
     }
 
     fn note_unknown_variables(&self) {
@@ -173,6 +175,7 @@ impl<'a> Reader<'a> {
         let mut names = self.environment.names();
         // Only names with `__` can be overrides. Other variables may belong to the hooks.
         names.retain(|name| name.starts_with("SPID_") && name.contains("__"));
+        names.retain(|name| !self.notes.borrow().removed_variables.contains(name));
         names.retain(|name| !known.contains(&name.as_str()) && !NOT_OVERRIDES.contains(&name.as_str()));
         names.sort();
         for name in names {
@@ -182,25 +185,20 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Table of the file, or a missing one. When it is dropped, every key of it that no code has read is a mistake.
+/// Table of the file, or a missing one.
 pub(super) struct Table<'a> {
     reader: &'a Reader<'a>,
     path: String,
-    entries: Option<&'a DeTable<'a>>,
+    entries: Option<document::Table<'a>>,
     line: Option<usize>,
     /// True if the table cannot be one of several: variables and flags can name its keys then.
     single: bool,
-    asked: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Table<'a> {
     /// Full name of one of its keys.
     pub(super) fn path(&self, key: &str) -> String {
-        match (self.path.as_str(), key) {
-            (path, "") => path.to_owned(),
-            ("", key) => key.to_owned(),
-            (path, key) => format!("{path}.{key}"),
-        }
+        joined(&self.path, key)
     }
 
     pub(super) fn reader(&self) -> &'a Reader<'a> {
@@ -214,21 +212,32 @@ impl<'a> Table<'a> {
 
     /// Returns true if the key is present.
     pub(super) fn has(&self, key: &'static str) -> bool {
-        self.asked.borrow_mut().push(key);
-        self.entries.is_some_and(|entries| entries.contains_key(key))
+        self.item(key).is_some()
+    }
+
+    /// Returns true if the key is present, and a text.
+    pub(super) fn is_text(&self, key: &'static str) -> bool {
+        self.peek(key).is_some_and(|item| item.text().is_ok())
     }
 
     /// Returns true if the key is missing, or an empty list.
     pub(super) fn lacks(&self, key: &'static str) -> bool {
-        let value = self.entries.and_then(|entries| entries.get(key));
-        value.is_none_or(|value| value.as_ref().as_array().is_some_and(|list| list.is_empty()))
+        self.peek(key).is_none_or(|item| item.list().is_ok_and(|list| list.is_empty()))
+    }
+
+    /// Value of a key in the file, which is known from now on.
+    fn item(&self, key: &'static str) -> Option<Item<'a>> {
+        self.entries.and_then(|entries| entries.get(key))
+    }
+
+    fn peek(&self, key: &str) -> Option<Item<'a>> {
+        self.entries.and_then(|entries| entries.peek(key))
     }
 
     /// Reports a mistake about one of its keys, or about the table itself if the key is empty.
     pub(super) fn mistake(&self, key: &str, text: impl Into<String>) {
-        let written = self.entries.and_then(|entries| entries.get(key));
         // Without the key, the line of its table is the best position.
-        let line = written.map(|value| line_of(self.reader.text, &value.span())).or(self.line);
+        let line = self.peek(key).map(Item::line).or(self.line);
         let mut origin = Origin::File { line };
         // An override is the effective value, so the mistake is in the variable or flag and not in the file.
         if self.single {
@@ -242,6 +251,24 @@ impl<'a> Table<'a> {
         let warning =
             Mistake { key: self.path.clone(), origin: Origin::File { line: self.line }, text: text.into() };
         self.reader.notes.borrow_mut().warnings.push(warning);
+    }
+
+    /// Accepts a key of an earlier version for one release, so that an upgrade never prevents a start. A warning says
+    /// that it has no effect. `variables` are the names of its variables, or of those of the keys in it.
+    pub(super) fn removed(&self, key: &'static str, variables: &[&str]) {
+        let text = format!("has no effect since {REMOVED_SINCE}; remove it");
+        let mut notes = self.reader.notes.borrow_mut();
+        if let Some(item) = self.item(key) {
+            let origin = Origin::File { line: Some(item.line()) };
+            notes.warnings.push(Mistake { key: self.path(key), origin, text: text.clone() });
+        }
+        for name in variables {
+            notes.removed_variables.push((*name).to_owned());
+            if self.reader.environment.get(name).is_some() {
+                let origin = Origin::Variable((*name).to_owned());
+                notes.warnings.push(Mistake { key: String::new(), origin, text: text.clone() });
+            }
+        }
     }
 
     fn note(&self, key: &str, value: &impl Debug) {
@@ -264,7 +291,7 @@ impl<'a> Table<'a> {
     }
 
     fn given(&self, key: &'static str) -> Option<Given<'a>> {
-        self.asked.borrow_mut().push(key);
+        let item = self.item(key);
         // Keys of the root and of lists have no variable.
         if self.single && !self.path.is_empty() {
             self.reader.notes.borrow_mut().variables.push(self.variable(key));
@@ -272,24 +299,18 @@ impl<'a> Table<'a> {
                 return Some(Given::Text(text));
             }
         }
-        self.entries.and_then(|entries| entries.get(key)).map(Given::File)
+        item.map(Given::File)
     }
 
-    /// Reports a value of the wrong type. Only its type is named, because the value may be a secret key.
-    fn wrong_type(&self, key: &str, value: &DeValue<'_>, wanted: &str) {
-        self.mistake(key, format!("the value must be {wanted}, not {}", type_of(value)));
+    /// Returns the value if it has the right type, and reports it otherwise.
+    fn typed<T>(&self, key: &str, value: Result<T, WrongType>) -> Option<T> {
+        value.map_err(|wrong| self.mistake(key, format!("the value {wrong}"))).ok()
     }
 
     fn written(&self, key: &'static str) -> Option<String> {
         match self.given(key)? {
             Given::Text(text) => Some(text),
-            Given::File(value) => {
-                let text = value.as_ref().as_str().map(str::to_owned);
-                if text.is_none() {
-                    self.wrong_type(key, value.as_ref(), "text in quotes");
-                }
-                text
-            }
+            Given::File(item) => self.typed(key, item.text()).map(str::to_owned),
         }
     }
 
@@ -348,7 +369,8 @@ impl<'a> Table<'a> {
             let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
             found.ok_or_else(|| {
                 let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                format!("`{text}` is not one of {}", known.join(", "))
+                let hint = did_you_mean(text, known.iter().copied());
+                format!("`{text}` is not one of {}{hint}", known.join(", "))
             })
         })
     }
@@ -387,15 +409,14 @@ impl<'a> Table<'a> {
 
     /// Reads a number that is not zero.
     pub(super) fn count(&self, key: &'static str, default: usize) -> usize {
-        let wanted = "a whole number above zero";
         let number = match self.given(key) {
             None => Some(default),
             Some(Given::Text(text)) => text.parse().ok(),
-            Some(Given::File(value)) => whole(value.as_ref()),
+            Some(Given::File(item)) => item.whole().ok().and_then(|number| usize::try_from(number).ok()),
         };
         let number = number.filter(|number| *number > 0);
         if number.is_none() {
-            self.mistake(key, format!("the value must be {wanted}"));
+            self.mistake(key, "the value must be a whole number above zero");
         }
         let number = number.unwrap_or(default);
         self.note(key, &number);
@@ -407,7 +428,7 @@ impl<'a> Table<'a> {
         let said = match self.given(key) {
             None => Some(false),
             Some(Given::Text(text)) => text.parse().ok(),
-            Some(Given::File(value)) => value.as_ref().as_bool(),
+            Some(Given::File(item)) => item.boolean().ok(),
         };
         if said.is_none() {
             self.mistake(key, "the value must be true or false, without quotes");
@@ -418,17 +439,8 @@ impl<'a> Table<'a> {
 
     /// Reads a list of texts; `None` if there is no list.
     pub(super) fn texts(&self, key: &'static str) -> Option<Vec<String>> {
-        let wanted = "a list of texts";
         let texts = match self.given(key) {
-            Some(Given::File(value)) => {
-                let list = value.as_ref().as_array();
-                let text = |value: &Spanned<DeValue<'_>>| value.as_ref().as_str().map(str::to_owned);
-                let texts = list.and_then(|list| list.iter().map(text).collect::<Option<Vec<String>>>());
-                if texts.is_none() {
-                    self.wrong_type(key, value.as_ref(), wanted);
-                }
-                texts
-            }
+            Some(Given::File(item)) => self.typed(key, texts_of(item)),
             // A variable has no syntax for lists.
             Some(Given::Text(_)) => {
                 self.mistake(key, "a list can only be set in the file");
@@ -442,16 +454,11 @@ impl<'a> Table<'a> {
 
     /// Returns a table in this one. A missing table is empty.
     pub(super) fn table(&self, key: &'static str) -> Table<'a> {
-        self.asked.borrow_mut().push(key);
-        let value = self.entries.and_then(|entries| entries.get(key));
+        let (path, item) = (self.path(key), self.item(key));
         // A value that is no table is reported, and then treated as an empty table.
-        let entries = value.and_then(|value| value.as_ref().as_table());
-        if let (Some(value), None) = (value, entries) {
-            self.wrong_type(key, value.as_ref(), "a table");
-        }
-        let line = value.map(|value| line_of(self.reader.text, &value.span())).or(self.line);
-        let single = self.single;
-        Table { reader: self.reader, path: self.path(key), entries, line, single, asked: RefCell::default() }
+        let entries = item.and_then(|item| self.typed(key, item.table(&path)));
+        let line = item.map(Item::line).or(self.line);
+        Table { reader: self.reader, path, entries, line, single: self.single }
     }
 
     /// Reads a table by a type that this program does not know. A mistake names the key in the table, and never its
@@ -461,12 +468,13 @@ impl<'a> Table<'a> {
         key: &'static str,
         read: &dyn Fn(Spanned<DeTable<'_>>) -> Result<(), toml::de::Error>,
     ) {
-        self.asked.borrow_mut().push(key);
-        let value = self.entries.and_then(|entries| entries.get(key));
-        let (span, table) = match value.map(|value| (value.span(), value.as_ref())) {
+        let (span, table) = match self.item(key).map(|item| (item.spanned().span(), item.spanned().get_ref()))
+        {
             None => (0..0, DeTable::new()),
             Some((span, DeValue::Table(table))) => (span, table.clone()),
-            Some((_, other)) => return self.wrong_type(key, other, "a table"),
+            Some((_, other)) => {
+                return self.mistake(key, format!("the value {}", WrongType::new("a table", other)));
+            }
         };
         // Only for the comparison at a reload: a value may be a secret.
         let mut hasher = DefaultHasher::new();
@@ -476,7 +484,7 @@ impl<'a> Table<'a> {
         let text = without_values(error.message());
         match error.span().and_then(|at| Some((key_at(&table, &at)?, at))) {
             Some((inner, at)) => {
-                let origin = Origin::File { line: Some(line_of(self.reader.text, &at)) };
+                let origin = Origin::File { line: Some(self.reader.document.line(at.start)) };
                 self.reader.mistake(format!("{}.{inner}", self.path(key)), origin, text);
             }
             None => self.mistake(key, text),
@@ -485,34 +493,43 @@ impl<'a> Table<'a> {
 
     /// Returns the tables of a list. A single table counts as a list of one if `alone` is true.
     pub(super) fn tables(&self, key: &'static str, alone: bool) -> Vec<Table<'a>> {
-        self.asked.borrow_mut().push(key);
-        let Some(value) = self.entries.and_then(|entries| entries.get(key)) else { return Vec::new() };
-        let numbered = |index: usize| format!("{}[{index}]", self.path(key));
-        match value.as_ref() {
-            DeValue::Array(list) => {
-                let one = |(index, value)| self.member(numbered(index), value);
-                list.iter().enumerate().filter_map(one).collect()
+        let Some(item) = self.item(key) else { return Vec::new() };
+        let path = self.path(key);
+        if alone && item.table(&path).is_ok() {
+            return self.member(path, item).into_iter().collect();
+        }
+        let mut tables = Vec::new();
+        match item.list() {
+            Ok(list) => {
+                for (index, item) in list.into_iter().enumerate() {
+                    tables.extend(self.member(format!("{path}[{index}]"), item));
+                }
             }
-            DeValue::Table(_) if alone => self.member(self.path(key), value).into_iter().collect(),
-            other => {
+            Err(_) => {
                 let wanted = if alone { "a table, or a list of tables" } else { "a list of tables" };
-                self.wrong_type(key, other, wanted);
-                Vec::new()
+                let wrong = WrongType::new(wanted, item.spanned().get_ref());
+                self.mistake(key, format!("the value {wrong}"));
             }
         }
+        tables
     }
 
-    fn member(&self, path: String, value: &'a Spanned<DeValue<'a>>) -> Option<Table<'a>> {
-        let line = Some(line_of(self.reader.text, &value.span()));
-        let entries = value.as_ref().as_table();
-        if entries.is_none() {
-            let text = format!("the value must be a table, not {}", type_of(value.as_ref()));
-            self.reader.mistake(path.clone(), Origin::File { line }, text);
-        }
-        let (reader, asked) = (self.reader, RefCell::default());
+    fn member(&self, path: String, item: Item<'a>) -> Option<Table<'a>> {
+        let line = Some(item.line());
+        let entries = item.table(&path);
+        let noted = entries.inspect_err(|wrong| {
+            self.reader.mistake(path.clone(), Origin::File { line }, format!("the value {wrong}"));
+        });
         // A list may have several tables, so no variable can name a key in one of them.
-        Some(Table { reader, path, entries: Some(entries?), line, single: false, asked })
+        Some(Table { reader: self.reader, entries: Some(noted.ok()?), path, line, single: false })
     }
+}
+
+/// Returns the texts of a list.
+fn texts_of(item: Item<'_>) -> Result<Vec<String>, WrongType> {
+    let wrong = || WrongType::new("a list of texts", item.spanned().get_ref());
+    let list = item.list().map_err(|_| wrong())?;
+    list.into_iter().map(|item| item.text().map(str::to_owned).map_err(|_| wrong())).collect()
 }
 
 /// Returns the path of the deepest key whose name or value contains this part of the file.
@@ -550,57 +567,9 @@ fn hash(table: &DeTable<'_>, hasher: &mut DefaultHasher) {
     }
 }
 
-impl Drop for Table<'_> {
-    fn drop(&mut self) {
-        let asked = self.asked.borrow();
-        for (name, _) in self.entries.into_iter().flat_map(|entries| entries.iter()) {
-            // Keys that were never asked for are unknown.
-            let (name, span): (&str, _) = (name.as_ref(), name.span());
-            if asked.contains(&name) {
-                continue;
-            }
-            let line = Some(line_of(self.reader.text, &span));
-            // The name of an unknown key is shown only if it looks like a key: it may be a pasted secret.
-            let (path, text) = match is_named_like_a_key(name, &asked) {
-                true => (self.path(name), format!("unknown key; {}", unknown(name, &asked))),
-                false => (
-                    self.path(""),
-                    format!(
-                        "unknown key; its name is not shown, because it may be a secret; use {}",
-                        asked.join(", ")
-                    ),
-                ),
-            };
-            self.reader.mistake(path, Origin::File { line }, text);
-        }
-    }
-}
-
-fn whole(value: &DeValue<'_>) -> Option<usize> {
-    let number = value.as_integer()?;
-    usize::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
-}
-
-fn type_of(value: &DeValue<'_>) -> &'static str {
-    match value {
-        DeValue::String(_) => "text",
-        DeValue::Integer(_) | DeValue::Float(_) => "a number",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
-    }
-}
-
-/// Parses a duration; a day has 24 hours.
+/// Parses a duration that is not zero.
 fn span(text: &str) -> Option<Duration> {
-    let of_days = |text: &str| {
-        let span = text.parse::<Span>().ok()?;
-        span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
-    };
-    // jiff's `SignedDuration` knows no days, so they are parsed as a `Span`.
-    let signed = text.parse::<SignedDuration>().ok().or_else(|| of_days(text))?;
-    let span = Duration::try_from(signed).ok()?;
+    let Span(span) = text.parse().ok()?;
     (!span.is_zero() && span.as_secs() <= limits::SPAN_MAX_S).then_some(span)
 }
 
@@ -609,22 +578,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_span_may_be_counted_in_days() {
-        let seconds = |text: &str| span(text).map(|span| span.as_secs());
-        assert_eq!(seconds("3s"), Some(3));
-        assert_eq!(seconds("30d"), Some(30 * 86_400));
-        assert_eq!(seconds("1d 12h"), Some(36 * 3_600));
-        for wrong in ["", "3", "0s", "-3s", "three", "1month", "40000d", "9223372036854775807s"] {
-            assert_eq!(seconds(wrong), None, "{wrong}");
+    fn a_span_is_neither_zero_nor_without_end() {
+        assert_eq!(span("1d 12h"), Some(Duration::from_secs(36 * 3_600)));
+        for wrong in ["0s", "-3s", "40000d"] {
+            assert_eq!(span(wrong), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_near_miss_is_recognised_and_a_far_one_is_not() {
-        let known = ["listen", "admin_listen", "reply_within"];
-        assert_eq!(meant("lisen", known), Some("listen"));
-        assert_eq!(meant("replywithin", known), Some("reply_within"));
-        assert_eq!(meant("hook", known), None);
     }
 
     #[test]

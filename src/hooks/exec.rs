@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::leftovers::{Leftovers, Mark};
+use super::orphaned_hooks::{GroupMark, OrphanedHooks};
 use crate::observe::limits;
 use spid_hook::answer::ParsedAnswer;
 use spid_hook::callback::{Action, Answer};
@@ -67,12 +67,13 @@ impl ExecHook {
     /// Creates a hook that runs `command`: the program, then fixed arguments. The hook inherits the present
     /// values of [`KEPT_VARIABLES`] from this process, and no other variables.
     pub fn new(command: impl IntoIterator<Item = impl Into<String>>) -> ExecHook {
-        let kept = |name: &str| Some((OsString::from(name), std::env::var_os(name)?));
-        ExecHook {
-            command: command.into_iter().map(Into::into).collect(),
-            environment: KEPT_VARIABLES.into_iter().filter_map(kept).collect(),
-            folder: None,
+        let mut environment = Vec::new();
+        for name in KEPT_VARIABLES {
+            if let Some(value) = std::env::var_os(name) {
+                environment.push((OsString::from(name), value));
+            }
         }
+        ExecHook { command: command.into_iter().map(Into::into).collect(), environment, folder: None }
     }
 
     /// Sets the working folder of the command; the default is this process's own. A command that is a relative
@@ -119,7 +120,11 @@ impl ExecHook {
         self.folder.as_ref().map_or_else(|| PathBuf::from(path), |folder| folder.join(path))
     }
 
-    fn spawn(&self, call: &Call, leftovers: Option<&Leftovers>) -> Result<(Child, Group), HookError> {
+    fn spawn(
+        &self,
+        call: &Call,
+        orphaned_hooks: Option<&OrphanedHooks>,
+    ) -> Result<(Child, Group), HookError> {
         let (program, arguments) = self.command.split_first().ok_or(BadCommand::Empty)?;
         let context = call.context();
         // The system decides if a relative path is searched before or after the change of folder, so resolve it here.
@@ -147,9 +152,9 @@ impl ExecHook {
             command.current_dir(folder);
         }
         let child = command.spawn().map_err(|error| self.not_started(program, &error))?;
-        // Mark the group before the caller writes the call: a killed daemon must find every hook that got a call.
+        // GroupMark the group before the caller writes the call: a killed daemon must find every hook that got a call.
         let mut group = Group::led_by(&child);
-        group.mark(leftovers, &context.idempotency_key);
+        group.mark(orphaned_hooks, &context.idempotency_key);
         Ok((child, group))
     }
 
@@ -164,9 +169,13 @@ impl ExecHook {
         }
     }
 
-    pub(super) async fn run(&self, call: Call, leftovers: Option<Leftovers>) -> Result<Answer, HookError> {
+    pub(super) async fn run(
+        &self,
+        call: Call,
+        orphaned_hooks: Option<OrphanedHooks>,
+    ) -> Result<Answer, HookError> {
         let request = serde_json::to_vec(&call)?;
-        let (mut child, group) = self.spawn(&call, leftovers.as_ref())?;
+        let (mut child, group) = self.spawn(&call, orphaned_hooks.as_ref())?;
         let mut heard = HookOutput::new(&call);
         // Feed the call and read the output until the child has exited. An error still goes through the next step.
         let ended = converse(&mut child, &request, &mut heard).await;
@@ -203,8 +212,8 @@ pub(super) fn unmarked(hook: Arc<ExecHook>) -> AnyHook {
 /// is used for at most [`EXIT_GRACE_MS`] after that, and the system assigns every other number first.
 struct Group {
     leader: Option<Pid>,
-    /// Mark of the group, removed after the group is killed.
-    mark: Option<Mark>,
+    /// GroupMark of the group, removed after the group is killed.
+    mark: Option<GroupMark>,
 }
 
 impl Group {
@@ -215,9 +224,9 @@ impl Group {
 
     /// Marks the group before the hook gets its call. A mark that cannot be written does not prevent the run.
     /// It matters only if the daemon is killed, and then the idempotency key protects.
-    fn mark(&mut self, leftovers: Option<&Leftovers>, key: &str) {
-        let (Some(leftovers), Some(leader)) = (leftovers, self.leader) else { return };
-        match leftovers.mark(leader, key) {
+    fn mark(&mut self, orphaned_hooks: Option<&OrphanedHooks>, key: &str) {
+        let (Some(orphaned_hooks), Some(leader)) = (orphaned_hooks, self.leader) else { return };
+        match orphaned_hooks.mark(leader, key) {
             Ok(mark) => self.mark = mark,
             Err(error) => {
                 tracing::warn!(idempotency_key = key, %error, "could not mark the running hook; if the daemon is killed now, the next start cannot find and kill it");

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Reach, Tls, Url};
+use crate::net::{
+    Client, ClientError, ClientOptions, ClientRequest, ClientResponse, OutboundPolicy, Tls, Url,
+};
 use crate::observe::limits;
 use spid_hook::answer::ParsedAnswer;
 use spid_hook::callback::{Action, Answer};
@@ -55,7 +57,7 @@ impl Default for HttpHookOptions {
 #[derive(Debug, Clone)]
 pub struct HttpHook {
     client: Client,
-    reach: Reach,
+    outbound: OutboundPolicy,
     url: Url,
     keys: WebhookKeys,
     clock: Clock,
@@ -65,7 +67,7 @@ pub struct HttpHook {
 /// each call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{address} is {why}")]
-pub struct OutOfReach {
+pub struct ForbiddenAddress {
     address: IpAddr,
     why: &'static str,
 }
@@ -73,30 +75,30 @@ pub struct OutOfReach {
 impl HttpHook {
     /// Creates a hook that calls `url` and signs with every key of `keys`.
     pub fn new(url: Url, keys: WebhookKeys, options: HttpHookOptions) -> HttpHook {
-        let reach = if options.insecure { Reach::Hosts } else { Reach::Confidential };
+        let outbound = if options.insecure { OutboundPolicy::Hosts } else { OutboundPolicy::Confidential };
         let client = Client::new(ClientOptions {
             // The runner's deadline ends a call; a second one in here would only compete with it.
             total: Duration::MAX,
             body_max_bytes: limits::HOOK_ANSWER_MAX_BYTES,
-            reach,
+            outbound,
             tls: options.tls,
             keep: options.keep,
             hosts: options.hosts,
             ..ClientOptions::default()
         });
-        HttpHook { client, reach, url, keys, clock: options.clock }
+        HttpHook { client, outbound, url, keys, clock: options.clock }
     }
 
     /// Checks that the URL could be called. `check-config` and the start of the daemon use it. It resolves no
     /// name and opens no connection.
     ///
     /// # Errors
-    /// [`OutOfReach`], for an address that spid never connects to.
-    pub fn check(&self) -> Result<(), OutOfReach> {
+    /// [`ForbiddenAddress`], for an address that spid never connects to.
+    pub fn check(&self) -> Result<(), ForbiddenAddress> {
         // A host name is checked later, when it is resolved.
         let Ok(address) = self.url.host().parse::<IpAddr>() else { return Ok(()) };
-        match self.reach.forbids(address, self.url.is_secure()) {
-            Some(why) => Err(OutOfReach { address, why }),
+        match self.outbound.forbids(address, self.url.is_secure()) {
+            Some(why) => Err(ForbiddenAddress { address, why }),
             None => Ok(()),
         }
     }

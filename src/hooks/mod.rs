@@ -2,6 +2,6 @@
 
 pub mod exec;
 pub mod http;
-pub mod leftovers;
 pub mod log;
+pub mod orphaned_hooks;
 pub mod runner;

@@ -14,7 +14,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tracing::Instrument as _;
 
 use super::exec::{self, ExecHook};
-use super::leftovers::Leftovers;
+use super::orphaned_hooks::OrphanedHooks;
 use crate::observe::limits;
 use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::callback::Answer;
@@ -34,10 +34,10 @@ pub enum Executor {
 }
 
 impl Executor {
-    async fn run(&self, call: Call, leftovers: Option<Leftovers>) -> Result<Answer, HookError> {
+    async fn run(&self, call: Call, orphaned_hooks: Option<OrphanedHooks>) -> Result<Answer, HookError> {
         match self {
             Executor::Code(hook) => hook.answer(call).await,
-            Executor::Exec(hook) => hook.run(call, leftovers).await,
+            Executor::Exec(hook) => hook.run(call, orphaned_hooks).await,
         }
     }
 }
@@ -217,8 +217,9 @@ impl Permits {
 
     /// Consumes one pending reduction. Returns false if there is none.
     fn take_surplus(&self) -> bool {
-        let less = |surplus: usize| surplus.checked_sub(1);
-        self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
+        let update =
+            self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, |surplus| surplus.checked_sub(1));
+        update.is_ok()
     }
 
     pub(crate) fn try_take(&self) -> Option<Permit> {
@@ -253,7 +254,7 @@ impl Drop for Permit {
 #[derive(Debug, Clone)]
 pub struct Runner {
     inner: Arc<Inner>,
-    leftovers: Option<Leftovers>,
+    orphaned_hooks: Option<OrphanedHooks>,
 }
 
 #[derive(Debug)]
@@ -285,15 +286,15 @@ impl Runner {
             // The first hook is the default.
             Some(default) if mistakes.is_empty() => {
                 let inner = Inner { hooks: entries, default, routes: resolved };
-                Ok(Runner { inner: Arc::new(inner), leftovers: None })
+                Ok(Runner { inner: Arc::new(inner), orphaned_hooks: None })
             }
             _ => Err(mistakes),
         }
     }
 
-    /// Makes the runner mark in `leftovers` every process that it starts. Hooks and bounds stay.
-    pub fn marking(self, leftovers: Leftovers) -> Runner {
-        Runner { leftovers: Some(leftovers), ..self }
+    /// Makes the runner mark in `orphaned_hooks` every process that it starts. Hooks and bounds stay.
+    pub fn marking(self, orphaned_hooks: OrphanedHooks) -> Runner {
+        Runner { orphaned_hooks: Some(orphaned_hooks), ..self }
     }
 
     /// Returns the hook that gets calls about this subject, and the route that leads to it.
@@ -318,12 +319,12 @@ impl Runner {
             };
             made.insert(name, entry);
         }
-        let now = |entry: &Arc<Entry>| Arc::clone(made.get(entry.named.name.as_str()).unwrap_or(entry));
-        let hooks = self.inner.hooks.iter().map(now).collect();
-        let routes = self.inner.routes.iter().map(|(route, entry)| (route.clone(), now(entry))).collect();
-        let inner = Arc::new(Inner { hooks, default: now(&self.inner.default), routes });
+        let Inner { hooks, default, routes } = &*self.inner;
+        let hooks = hooks.iter().map(|entry| entry_now(&made, entry)).collect();
+        let routes = routes.iter().map(|(route, entry)| (route.clone(), entry_now(&made, entry))).collect();
+        let inner = Arc::new(Inner { hooks, default: entry_now(&made, default), routes });
         // The marks belong to the store, which a reload does not change.
-        Runner { inner, leftovers: before.leftovers.clone() }
+        Runner { inner, orphaned_hooks: before.orphaned_hooks.clone() }
     }
 
     fn entries(&self) -> BTreeMap<&str, &Arc<Entry>> {
@@ -366,14 +367,14 @@ impl Runner {
     pub async fn reserve(&self, subject: &Subject<'_>) -> Slot {
         let entry = Arc::clone(self.entry(subject));
         let permit = entry.permits.take().await;
-        Slot { entry, permit, leftovers: self.leftovers.clone() }
+        Slot { entry, permit, orphaned_hooks: self.orphaned_hooks.clone() }
     }
 
     /// Reserves a slot as [`Runner::reserve`] does, but returns `None` when the hook is busy.
     pub fn try_reserve(&self, subject: &Subject<'_>) -> Option<Slot> {
         let entry = Arc::clone(self.entry(subject));
         let permit = entry.permits.try_take()?;
-        Some(Slot { entry, permit, leftovers: self.leftovers.clone() })
+        Some(Slot { entry, permit, orphaned_hooks: self.orphaned_hooks.clone() })
     }
 
     /// Returns the hook with this name, or the default one. `None` means that no call can reach a hook of that name.
@@ -435,7 +436,7 @@ impl Entry {
 pub struct Slot {
     entry: Arc<Entry>,
     permit: Permit,
-    leftovers: Option<Leftovers>,
+    orphaned_hooks: Option<OrphanedHooks>,
 }
 
 impl Slot {
@@ -451,12 +452,12 @@ impl Slot {
 
     /// Runs the hook for at most [`Slot::timeout`] and catches its panics. Dropping the returned future stops the hook.
     pub async fn run(self, call: Call) -> AttemptResult {
-        let Slot { entry, permit, leftovers } = self;
+        let Slot { entry, permit, orphaned_hooks } = self;
         let hook = entry.named.hook.clone();
         // The permit moves into the task, so that a hook which cannot be stopped still counts.
         let work = async move {
-            let _place = permit;
-            hook.run(call, leftovers).await
+            let _permit = permit;
+            hook.run(call, orphaned_hooks).await
         };
         // A task of its own catches a panic of the hook. The current span is kept, so that the hook's log lines
         // belong to the attempt.
@@ -506,6 +507,11 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Returns the entry that has the name of `entry` now.
+fn entry_now(made: &BTreeMap<&str, Arc<Entry>>, entry: &Arc<Entry>) -> Arc<Entry> {
+    Arc::clone(made.get(entry.named.name.as_str()).unwrap_or(entry))
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::sync::{Notify, mpsc};
@@ -533,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn places_grow_at_once_and_shrink_as_they_come_free() {
+    fn permits_grow_at_once_and_shrink_as_they_come_free() {
         let permits = Permits::new(2);
         let taken = [permits.try_take(), permits.try_take()];
         assert!(taken.iter().all(Option::is_some) && permits.try_take().is_none());
@@ -554,11 +560,11 @@ mod tests {
         drop(taken);
         permits.fewer(1);
         let _one = permits.try_take().unwrap();
-        assert!(permits.try_take().is_none(), "a free place goes at once");
+        assert!(permits.try_take().is_none(), "a free permit goes at once");
     }
 
     #[tokio::test]
-    async fn a_successor_s_hooks_stand_in_the_places_of_their_names() {
+    async fn a_successor_s_hooks_keep_the_permits_of_their_names() {
         let named = |name: &str, concurrency: usize| NamedHook::new(name, LogHook).concurrency(concurrency);
         let call = create();
         let before = Runner::new(vec![named("a", 1)], Vec::new()).unwrap();

@@ -3,5 +3,6 @@
 pub mod conformance;
 pub mod exchange;
 pub mod market_stand_in;
+pub mod report;
 pub mod scenario;
 pub mod simulator;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spid_core::market_api::{ApiCall, ApiError, ErrorClass, Group, Place, read_answer};
+use spid_core::market_api::{ApiCall, ApiError, ErrorClass, Group, Operation, Place, read_answer};
 use spid_core::signature::{ApiRequest, SignedApiRequest};
 use spid_hook::json::Json;
 use spid_hook::time::Clock;
@@ -20,18 +20,55 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
 use super::credentials::{Credentials, NoKey};
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, Reach, Tls, Url};
+use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, OutboundPolicy, Tls, Url};
 use crate::observe::limits;
 
 /// `User-Agent` of every request.
 pub(super) const USER_AGENT: &str = concat!("spid/", env!("CARGO_PKG_VERSION"));
 
+/// Site of a marketplace, which decides about the hosts of its APIs and about its operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// Alibaba Cloud in China.
+    AlibabaCn,
+    /// Alibaba Cloud, international.
+    AlibabaIntl,
+}
+
+impl Site {
+    /// Every site.
+    pub const ALL: [Site; 2] = [Site::AlibabaCn, Site::AlibabaIntl];
+
+    /// Returns the word for the site in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Site::AlibabaCn => "alibaba-cn",
+            Site::AlibabaIntl => "alibaba-intl",
+        }
+    }
+
+    /// Returns the host of an operation; `None` if this site does not have it. The hosts are those of the vendor's SDKs;
+    /// that of the international API follows from the SDK's rule and is printed nowhere.
+    fn host(self, operation: &Operation) -> Option<&'static str> {
+        match (self, operation.is_international()) {
+            (Site::AlibabaCn, false) => Some("market.aliyuncs.com"),
+            (Site::AlibabaIntl, true) => Some("marketplaceintl.aliyuncs.com"),
+            (Site::AlibabaIntl, false) if operation.group != Group::Read => {
+                Some("market.ap-southeast-1.aliyuncs.com")
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Options of one market.
 pub struct MarketOptions {
     /// Name of the market in the configuration.
     pub name: String,
-    /// Address of the API.
-    pub url: Url,
+    /// The site.
+    pub site: Site,
+    /// Address of the APIs, if it is not the vendor's.
+    pub base_url: Option<Url>,
     /// Credentials of every group of operations without its own.
     pub credentials: Credentials,
     /// Credentials of single groups.
@@ -120,7 +157,7 @@ impl MarketClient {
     pub fn new(options: MarketOptions) -> MarketClient {
         let client = Client::new(ClientOptions {
             total: options.timeout,
-            reach: Reach::Confidential,
+            outbound: OutboundPolicy::Confidential,
             tls: options.tls.clone(),
             body_max_bytes: limits::MARKET_ANSWER_MAX_BYTES,
             keep: options.concurrency,
@@ -136,6 +173,26 @@ impl MarketClient {
         &self.0.options.name
     }
 
+    /// Returns the site of the market.
+    pub fn site(&self) -> Site {
+        self.0.options.site
+    }
+
+    /// Returns the address of an operation.
+    fn url(&self, operation: &Operation) -> Result<Url, CallError> {
+        let options = &self.0.options;
+        let Some(host) = options.site.host(operation) else {
+            let (site, action) = (options.site.as_str(), operation.action);
+            return Err(CallError::Misconfigured(format!("{site} does not have the operation {action}")));
+        };
+        match &options.base_url {
+            Some(url) => Ok(url.clone()),
+            None => format!("https://{host}/")
+                .parse()
+                .map_err(|_| CallError::Misconfigured(format!("`{host}` is no host"))),
+        }
+    }
+
     /// Makes a call and returns the document of its success.
     ///
     /// # Errors
@@ -144,13 +201,14 @@ impl MarketClient {
         // The permit is held until the answer is read, so that a market that hangs stops only its own calls.
         let _permit = self.0.permits.acquire().await;
         let credentials = self.credentials(call.operation.group);
+        let url = self.url(call.operation)?;
         let mut again = true;
         loop {
             sleep_until(self.next_time()).await;
             let key = credentials.current().await?;
             let signed = ApiRequest {
                 method: call.operation.method,
-                host: &self.0.options.url.authority(),
+                host: &url.authority(),
                 path: "/",
                 action: call.operation.action,
                 version: call.operation.version,
@@ -161,7 +219,7 @@ impl MarketClient {
                 nonce: &nonce(),
             }
             .sign(&key);
-            match self.send(call, signed).await {
+            match self.send(&url, call, signed).await {
                 // The gateway has seen this nonce and carried out nothing. Another nonce is another request.
                 Err(CallError::Api(ref error)) if error.class == ErrorClass::Nonce && again => again = false,
                 other => return other,
@@ -169,9 +227,8 @@ impl MarketClient {
         }
     }
 
-    async fn send(&self, call: &ApiCall, signed: SignedApiRequest) -> Result<Json, CallError> {
-        let request = to_request(&self.0.options.url, call.operation.method, signed)
-            .map_err(CallError::Misconfigured)?;
+    async fn send(&self, url: &Url, call: &ApiCall, signed: SignedApiRequest) -> Result<Json, CallError> {
+        let request = to_request(url, call.operation.method, signed).map_err(CallError::Misconfigured)?;
         let answer = match self.0.client.send(request).await {
             Ok(answer) => answer,
             Err(error) => return Err(unanswered(&error)),

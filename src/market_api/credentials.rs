@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::client::{USER_AGENT, date, nonce, to_request};
 use crate::net::{
-    Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Method, Reach, Tls, Url,
+    Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Method, OutboundPolicy, Tls, Url,
 };
 use crate::observe::{files, limits};
 
@@ -197,7 +197,7 @@ impl Credentials {
             None => format!("http://{METADATA_HOST}/").parse().map_err(|_| metadata_fault("no address"))?,
         };
         // The only place that asks a metadata service: these credentials are meant for this program.
-        let client = self.client(limits::METADATA_MS, Reach::Anywhere);
+        let client = self.client(limits::METADATA_MS, OutboundPolicy::Anywhere);
         let mut request = metadata_request(&base, TOKEN, None)?;
         request.method = Method::Other("PUT".to_owned());
         let request = request.with_header("x-aliyun-ecs-metadata-token-ttl-seconds", "21600");
@@ -284,7 +284,7 @@ impl Credentials {
     }
 
     async fn ask_token_service(&self, request: ClientRequest) -> Result<Vec<u8>, NoKey> {
-        let client = self.client(limits::MARKET_CALL_MS, Reach::Confidential);
+        let client = self.client(limits::MARKET_CALL_MS, OutboundPolicy::Confidential);
         let answer = client.send(request).await.map_err(|error| token_fault(error.to_string()))?;
         match spid_core::market_api::read_answer(answer.status, None, &answer.body) {
             Ok(_) => Ok(answer.body.to_vec()),
@@ -292,10 +292,10 @@ impl Credentials {
         }
     }
 
-    fn client(&self, total_ms: u64, reach: Reach) -> Client {
+    fn client(&self, total_ms: u64, outbound: OutboundPolicy) -> Client {
         Client::new(ClientOptions {
             total: Duration::from_millis(total_ms),
-            reach,
+            outbound,
             tls: self.0.tls.clone(),
             ..ClientOptions::default()
         })

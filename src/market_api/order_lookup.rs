@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Reach, Tls, Url};
+use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, OutboundPolicy, Tls, Url};
 use crate::observe::limits;
 use spid_core::dialect;
 use spid_core::dialect::{DetailsError, Dialect, OrderApi, OrderLookup};
@@ -39,7 +39,7 @@ impl OrderLookupClient {
     pub fn new(api: &'static OrderApi, url: Url, key: AccessKey, tls: Option<Tls>) -> OrderLookupClient {
         let client = Client::new(ClientOptions {
             total: Duration::from_millis(limits::ORDER_LOOKUP_MS),
-            reach: Reach::Confidential,
+            outbound: OutboundPolicy::Confidential,
             tls,
             ..ClientOptions::default()
         });

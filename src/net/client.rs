@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 
 use super::connect::Connector;
-use super::{Headers, Method, NoTls, Reach, Tls, Unread, Url, collect, raw};
+use super::{Headers, Method, NoTls, OutboundPolicy, Tls, Unread, Url, collect, raw};
 use crate::observe::limits;
 
 /// Options for the client: limits of time and size, allowed addresses, trust, kept connections.
@@ -39,7 +39,7 @@ pub struct ClientOptions {
     /// Maximum size of a response body, in bytes.
     pub body_max_bytes: usize,
     /// Addresses that the client may connect to.
-    pub reach: Reach,
+    pub outbound: OutboundPolicy,
     /// Certificate authorities trusted over https. Default: the system's roots, read at first use.
     pub tls: Option<Tls>,
     /// Maximum number of connections to one host kept for the next request; with 0 every request opens its own.
@@ -55,7 +55,7 @@ impl Default for ClientOptions {
             connect: Duration::from_millis(limits::HEADERS_READ_MS),
             total: Duration::from_millis(limits::HOOK_TIMEOUT_MS),
             body_max_bytes: limits::HOOK_ANSWER_MAX_BYTES,
-            reach: Reach::default(),
+            outbound: OutboundPolicy::default(),
             tls: None,
             keep: 0,
             hosts: HashMap::new(),
@@ -153,7 +153,7 @@ pub enum ClientError {
     /// TLS cannot be set up.
     #[error("{0}")]
     NoTls(NoTls),
-    /// The host has addresses, and [`Reach`] allows none of them.
+    /// The host has addresses, and [`OutboundPolicy`] allows none of them.
     #[error("connection to {authority} is forbidden: {address} is {why}")]
     Forbidden {
         /// Host and port.

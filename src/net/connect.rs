@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::client::{ClientError, ClientOptions};
-use super::{NoTls, Reach, Tls};
+use super::{NoTls, OutboundPolicy, Tls};
 
 /// A plain or encrypted byte stream.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -42,7 +42,7 @@ impl Connection for Box<dyn Stream> {
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     tls: Option<Tls>,
-    reach: Reach,
+    outbound: OutboundPolicy,
     hosts: Arc<HashMap<String, Vec<IpAddr>>>,
     /// Time limit for everything up to the end of the TLS handshake.
     within: Duration,
@@ -57,7 +57,7 @@ impl Connector {
             (true, None) => Some(Tls::new(None)?),
         };
         let hosts = Arc::new(options.hosts.clone());
-        Ok(Connector { tls, reach: options.reach, hosts, within: options.connect })
+        Ok(Connector { tls, outbound: options.outbound, hosts, within: options.connect })
     }
 
     /// Opens a connection to the host of `uri`.
@@ -98,7 +98,7 @@ impl Connector {
         let mut allowed = Vec::new();
         let mut failed = unreachable(authority, &io::Error::other("the name has no address"));
         for address in found {
-            match self.reach.forbids(address.ip(), self.tls.is_some()) {
+            match self.outbound.forbids(address.ip(), self.tls.is_some()) {
                 None => allowed.push(address),
                 Some(why) => {
                     failed = ClientError::Forbidden {

@@ -15,15 +15,15 @@
 mod client;
 mod connect;
 mod message;
+mod outbound_policy;
 mod raw;
-mod reach;
 mod server;
 mod tls;
 mod url;
 
 pub use client::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse};
 pub use message::{Headers, Method, Request, Response};
-pub use reach::Reach;
+pub use outbound_policy::OutboundPolicy;
 pub use server::{Drained, Handler, HttpFault, ServerOptions, serve};
 pub use tls::{NoTls, ServerTls, Tls};
 pub use url::{NotAUrl, Url};

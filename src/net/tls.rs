@@ -111,9 +111,9 @@ impl fmt::Debug for Tls {
 
 /// Certificate and key of an https listener. Clones share them, so that a reload of any clone reloads the listener.
 #[derive(Clone)]
-pub struct ServerTls(Arc<Shown>);
+pub struct ServerTls(Arc<Certificate>);
 
-struct Shown {
+struct Certificate {
     certificate: PathBuf,
     key: PathBuf,
     acceptor: RwLock<TlsAcceptor>,
@@ -126,7 +126,11 @@ impl ServerTls {
     /// Returns [`NoTls`] if a file cannot be used or the two do not match.
     pub fn load(certificate: &Path, key: &Path) -> Result<ServerTls, NoTls> {
         let acceptor = RwLock::new(acceptor(certificate, key)?);
-        Ok(ServerTls(Arc::new(Shown { certificate: certificate.to_owned(), key: key.to_owned(), acceptor })))
+        Ok(ServerTls(Arc::new(Certificate {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            acceptor,
+        })))
     }
 
     /// Reads both files again; their content is used from the next handshake on.

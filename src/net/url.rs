@@ -165,8 +165,7 @@ fn check_name(host: &str) -> Result<(), NotAUrl> {
     if host.is_empty() {
         return Err(NotAUrl("the URL has no host"));
     }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    if host.bytes().all(allowed) {
+    if host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')) {
         Ok(())
     } else {
         Err(NotAUrl("the host has a character that is not allowed in a host name"))

@@ -173,8 +173,14 @@ pub const APP_POLL_MS: u64 = 1_000;
 pub const APP_REREAD_MS: u64 = 50;
 /// Time after the end of a term in which a customer stays entitled by default, in milliseconds.
 pub const APP_OVERRUN_MS: i64 = 24 * 60 * 60 * 1000;
+/// Number of the newest instances that the console and the JSON API check for unreadable rows. `spid attention` checks all.
+pub const ATTENTION_CHECKED_COUNT: usize = 10_000;
 /// Time for a marketplace's API to answer a call, in milliseconds. The vendor's own library waits 10 s.
 pub const MARKET_CALL_MS: u64 = 15_000;
+/// Default number of calls of a marketplace's API a minute. The vendor's limits are unknown.
+pub const MARKET_CALLS_PER_MINUTE: usize = 120;
+/// Default number of calls of a marketplace's API at once.
+pub const MARKET_CALLS_MAX_COUNT: usize = 4;
 /// Time for the metadata service of the machine to answer, in milliseconds.
 pub const METADATA_MS: u64 = 2_000;
 /// Maximum size of an answer of a marketplace's API, in bytes.
@@ -209,7 +215,7 @@ pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
 /// short lines gets about 600 of them into the log.
 pub const HOOK_LOG_LINE_EXTRA_BYTES: usize = 420;
 /// Time for which a start waits for the killed hooks of a dead daemon to end, in milliseconds.
-pub const LEFTOVERS_END_MS: u64 = 5_000;
+pub const ORPHANED_HOOKS_END_MS: u64 = 5_000;
 
 /// Maximum time for any answer of an SPI endpoint under test, in milliseconds. The vendor says "do not block"
 /// and gives no number. Five seconds is the timeout of common clients.

@@ -61,6 +61,8 @@ pub enum Metric {
     DeliveriesUsed,
     /// Maximum fraction of its delivery limit that an unreported result has used.
     DeliveriesUsedRatio,
+    /// Last use of a signature key.
+    KeyLastUsed,
     /// 1 if a write succeeds in time.
     Ready,
     /// Size of the database.
@@ -101,7 +103,7 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 
 /// All metrics, in the order in which they are shown.
 #[rustfmt::skip]
-const TABLE: [Family; 30] = [
+const TABLE: [Family; 31] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks, by action and outcome."),
     family(Metric::DeniedRequests, "spid_denied_total", Kind::Counter, &["endpoint", "reason"], "Requests denied before anything was stored, by endpoint and reason."),
     family(Metric::HttpFault, "spid_http_errors_total", Kind::Counter, &["reason"], "HTTP and TLS faults of connections and requests, by reason."),
@@ -125,6 +127,7 @@ const TABLE: [Family; 30] = [
     family(Metric::UnreportedResults, "spid_unreported_results", Kind::Gauge, &[], "Results not reported to the marketplace."),
     family(Metric::DeliveriesUsed, "spid_deliveries_used_max", Kind::Gauge, &[], "Maximum number of deliveries spent on a result that is not reported yet."),
     family(Metric::DeliveriesUsedRatio, "spid_deliveries_used_ratio_max", Kind::Gauge, &[], "Maximum used fraction of the delivery limit for unreported results; at 1 the marketplace gives up."),
+    family(Metric::KeyLastUsed, "spid_key_last_used_seconds", Kind::Gauge, &["endpoint", "key"], "Last use of a signature key, in seconds since 1970, exact to an hour; 0 if it has signed nothing since it was configured."),
     family(Metric::Ready, "spid_ready", Kind::Gauge, &[], "1 if a write succeeds in time, as in /readyz; else 0."),
     family(Metric::DatabaseSize, "spid_database_bytes", Kind::Gauge, &[], "Size of the database."),
     family(Metric::WalSize, "spid_database_wal_bytes", Kind::Gauge, &[], "Size of the database's write-ahead log."),
@@ -177,12 +180,17 @@ pub struct Metrics(Arc<RwLock<Cells>>);
 
 /// Values that are measured when the metrics are read.
 #[derive(Debug, Default)]
-pub struct Gauges(Vec<(Metric, String, f64)>);
+pub struct Gauges(Vec<(Metric, [String; 2], f64)>);
 
 impl Gauges {
     /// Sets a gauge. A metric without a label uses an empty one.
     pub fn set(&mut self, metric: Metric, label: &str, value: f64) {
-        self.0.push((metric, label.to_owned(), value));
+        self.set_with(metric, [label, ""], value);
+    }
+
+    /// Sets a gauge with two labels.
+    pub fn set_with(&mut self, metric: Metric, labels: [&str; 2], value: f64) {
+        self.0.push((metric, labels.map(str::to_owned), value));
     }
 }
 
@@ -319,8 +327,8 @@ impl Cells {
 impl Gauges {
     fn rows(&self, family: &Family) -> String {
         let mut rows = String::new();
-        for (_, value, number) in self.0.iter().filter(|(of, ..)| *of == family.metric) {
-            let labels = braced(&pairs(family.labels, std::slice::from_ref(value)));
+        for (_, values, number) in self.0.iter().filter(|(of, ..)| *of == family.metric) {
+            let labels = braced(&pairs(family.labels, values));
             let _ = writeln!(rows, "{}{labels} {number}", family.name);
         }
         rows

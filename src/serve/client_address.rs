@@ -62,13 +62,21 @@ impl FromStr for Network {
     type Err = NotANetwork;
 
     fn from_str(text: &str) -> Result<Network, NotANetwork> {
-        // An address without a prefix length is a network of one address.
-        let network = text.parse().or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address)));
-        let network: IpNet = network.map_err(|_| NotANetwork::Unreadable(text.to_owned()))?;
+        // The address is parsed by the standard library: `IpNet` also accepts `010.0.0.0`, which others read as octal.
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address.parse(), Some(length)),
+            None => (text.parse(), None),
+        };
+        let address: IpAddr = address.map_err(|_| NotANetwork::Unreadable(text.to_owned()))?;
+        let network = match length {
+            None => Some(IpNet::from(address)),
+            // The parser of numbers also accepts `+8`.
+            Some(length) if length.starts_with('+') => None,
+            Some(length) => length.parse().ok().and_then(|length| IpNet::new(address, length).ok()),
+        };
         // The prefix length of a mapped network includes the 96 bits in front, which is never intended here.
-        if network.addr().to_canonical() != network.addr() {
-            return Err(NotANetwork::Unreadable(text.to_owned()));
-        }
+        let network = network.filter(|_| address.to_canonical() == address);
+        let network = network.ok_or_else(|| NotANetwork::Unreadable(text.to_owned()))?;
         if network.trunc() != network {
             return Err(NotANetwork::Beyond { given: text.to_owned(), meant: Network(network.trunc()) });
         }
@@ -134,18 +142,18 @@ impl Proxies {
 
     /// Returns the addresses that the proxies wrote, the nearest proxy first.
     fn hops<'a>(&self, headers: &'a Headers) -> Box<dyn Iterator<Item = Option<IpAddr>> + 'a> {
-        let lines = |name| headers.all(name).map(|line| std::str::from_utf8(line).unwrap_or("?"));
+        let name = match self.header {
+            ProxyHeader::XForwardedFor => "x-forwarded-for",
+            ProxyHeader::Forwarded => "forwarded",
+        };
+        let lines: Vec<&str> =
+            headers.all(name).map(|line| std::str::from_utf8(line).unwrap_or("?")).collect();
+        // Later header lines and later elements are nearer: read both from the end.
+        let lines = lines.into_iter().rev();
         match self.header {
-            ProxyHeader::XForwardedFor => {
-                // Later header lines and later elements are nearer: read both from the end.
-                let lines: Vec<&str> = lines("x-forwarded-for").collect();
-                Box::new(lines.into_iter().rev().flat_map(|line| line.rsplit(',')).map(node))
-            }
+            ProxyHeader::XForwardedFor => Box::new(lines.flat_map(|line| line.rsplit(',')).map(node)),
             ProxyHeader::Forwarded => {
-                let lines: Vec<&str> = lines("forwarded").collect();
-                Box::new(
-                    lines.into_iter().rev().flat_map(|line| split_from_end(line, b',')).map(forwarded_for),
-                )
+                Box::new(lines.flat_map(|line| split_from_end(line, b',')).map(forwarded_for))
             }
         }
     }
@@ -203,9 +211,13 @@ fn last_separator(text: &str, separator: u8) -> Option<usize> {
 /// Parses an address in the form that proxies write: with or without a port, an IPv6 address with or without brackets.
 fn node(text: &str) -> Option<IpAddr> {
     let text = text.trim();
-    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
-    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
-    let address = text.parse::<IpAddr>().ok().or_else(with_port).or_else(bracketed)?;
+    let address = if let Ok(address) = text.parse::<IpAddr>() {
+        address
+    } else if let Ok(with_port) = text.parse::<SocketAddr>() {
+        with_port.ip()
+    } else {
+        text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.into()
+    };
     Some(address.to_canonical())
 }
 

@@ -15,7 +15,7 @@ mod calls;
 mod endpoints;
 mod in_flight;
 mod pauses;
-mod rooms;
+mod wait_queues;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,13 +33,13 @@ use crate::serve::spans::Spans;
 use crate::store::{HandedJob, JobRow, LeasedJob, Postpone, Retrying, Store};
 use attempt::Attempt;
 use calls::Calls;
-use in_flight::{Held, Holding, lock};
+use in_flight::{Entry, InFlight, lock};
 use pauses::Pauses;
-use rooms::{Rooms, WaitsFor};
 use spid_hook::Subject;
 use spid_hook::callback::Action;
 use spid_hook::time::Clock;
 use spid_hook::trace::TraceContext;
+use wait_queues::{WaitQueues, WaitsFor};
 
 pub use endpoints::{KnownEndpoint, KnownEndpoints, Successors};
 
@@ -77,14 +77,14 @@ pub struct Dispatch {
     metrics: Metrics,
     runner: watch::Receiver<Runner>,
     options: DispatchOptions,
-    in_flight: Held,
-    rooms: Rooms,
+    in_flight: InFlight,
+    queues: WaitQueues,
     calls: Calls,
     orders: watch::Receiver<OrderLookupClients>,
     endpoints: watch::Receiver<KnownEndpoints>,
     spans: Spans,
-    /// Time of the last turn of the loop.
-    turned: watch::Sender<Instant>,
+    /// Time at which the last iteration of the loop began.
+    iterated_at: watch::Sender<Instant>,
 }
 
 impl Dispatch {
@@ -97,13 +97,13 @@ impl Dispatch {
         runner: watch::Receiver<Runner>,
         options: DispatchOptions,
     ) -> Dispatch {
-        let rooms = Rooms::new(options.waiting, options.poll);
+        let queues = WaitQueues::new(options.waiting, options.poll);
         let calls = Calls::new(options.permits, &runner.borrow());
         announce(&metrics, &runner.borrow());
         let (_, orders) = watch::channel(OrderLookupClients::default());
         let (_, endpoints) = watch::channel(KnownEndpoints::default());
-        let (turned, _) = watch::channel(Instant::now());
-        let (in_flight, spans) = (Held::default(), Spans::default());
+        let (iterated_at, _) = watch::channel(Instant::now());
+        let (in_flight, spans) = (InFlight::default(), Spans::default());
         Dispatch {
             store,
             clock,
@@ -111,12 +111,12 @@ impl Dispatch {
             runner,
             options,
             in_flight,
-            rooms,
+            queues,
             calls,
             orders,
             endpoints,
             spans,
-            turned,
+            iterated_at,
         }
     }
 
@@ -135,10 +135,10 @@ impl Dispatch {
         Dispatch { spans, ..self }
     }
 
-    /// Returns the time of the loop's last turn. The loop turns at least once in each [poll](DispatchOptions::poll) as
+    /// Returns the time at which the loop's last iteration began. One begins at least once in each [poll](DispatchOptions::poll) as
     /// long as the store answers, so an old time means that it is stuck.
-    pub fn turned(&self) -> watch::Receiver<Instant> {
-        self.turned.subscribe()
+    pub fn iterated_at(&self) -> watch::Receiver<Instant> {
+        self.iterated_at.subscribe()
     }
 
     /// Runs until `stop` is set, then waits for running hooks. Returns the number of hooks that were aborted; their
@@ -158,7 +158,7 @@ impl Dispatch {
         self.drain(ready, running).await
     }
 
-    /// Runs the loop. A turn starts at a handed-over job, a wake-up, a due time, or the poll that finds missed ones.
+    /// Runs the loop. An iteration begins at a handed-over job, a wake-up, a due time, or the poll that finds missed ones.
     async fn take_and_run(
         &self,
         mut ready: mpsc::UnboundedReceiver<HandedJob>,
@@ -172,7 +172,7 @@ impl Dispatch {
         let mut pauses = Pauses::default();
         loop {
             // The watchdog reads this.
-            self.turned.send_replace(Instant::now());
+            self.iterated_at.send_replace(Instant::now());
             // Lease due jobs only if at least one of them can start.
             if look && self.store.permits().available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
@@ -193,11 +193,11 @@ impl Dispatch {
                 () = self.store.work(), if !pauses.is_pausing() => look = true,
                 // The next due time, or the poll.
                 () = sleep_until(look_at), if !look => look = true,
-                // Jobs are due, but no start permit is free: the next one returned starts a turn.
+                // Jobs are due, but no start permit is free: the next one returned starts an iteration.
                 Some(()) = self.free(), if look => {}
                 // Removes finished tasks from the set.
                 Some(_) = running.join_next(), if !running.is_empty() => {}
-                // Starts a turn once per poll, so that the watchdog sees progress although all permits are in use for
+                // Starts an iteration once per poll, so that the watchdog sees progress although all permits are in use for
                 // long.
                 () = sleep(self.options.poll) => {}
             }
@@ -206,7 +206,7 @@ impl Dispatch {
 
     /// Waits until a start permit is free. Returns `None` once the store is closed for new jobs.
     async fn free(&self) -> Option<()> {
-        let _place = self.store.permits().acquire().await.ok()?;
+        let _permit = self.store.permits().acquire().await.ok()?;
         Some(())
     }
 
@@ -234,14 +234,14 @@ impl Dispatch {
         }
     }
 
-    /// Returns the function that leaves a job in the store if the waiting room of its hook or marketplace is full.
-    /// Returns `None` if no room is full.
+    /// Returns the function that leaves a job in the store if the wait queue of its hook or marketplace is full.
+    /// Returns `None` if no queue is full.
     fn postpone(&self) -> Option<Arc<Postpone>> {
-        if !self.rooms.is_any_full() {
+        if !self.queues.is_any_full() {
             return None;
         }
         // Snapshots, because the function runs inside the transaction that leases jobs.
-        let (rooms, orders) = (self.rooms.clone(), self.orders.borrow().clone());
+        let (queues, orders) = (self.queues.clone(), self.orders.borrow().clone());
         let endpoints = self.endpoints.borrow().clone();
         let runner = self.runner.borrow().clone();
         Some(Arc::new(move |job: &Retrying<'_>| {
@@ -256,7 +256,7 @@ impl Dispatch {
                     WaitsFor::Hook(runner.route(&subject).hook.to_owned())
                 }
             };
-            rooms.pause(&server)
+            queues.pause(&server)
         }))
     }
 
@@ -312,14 +312,14 @@ impl Dispatch {
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        let Some(holding) = Holding::begin(&self.in_flight, &taken.job) else { return };
+        let Some(entry) = Entry::begin(&self.in_flight, &taken.job) else { return };
         let attempt = Attempt {
             store: self.store.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
             runner: self.runner.clone(),
             stop: stop.clone(),
-            rooms: self.rooms.clone(),
+            queues: self.queues.clone(),
             calls: self.calls.clone(),
             orders: self.orders.borrow().clone(),
             endpoints: self.endpoints.borrow().clone(),
@@ -331,7 +331,7 @@ impl Dispatch {
         // Boxed, because the future is large and would be copied with the task.
         let work = Box::pin(async move {
             attempt.run(taken, permit).await;
-            holding.end();
+            entry.end();
         });
         running.spawn(work.instrument(span));
     }
@@ -540,7 +540,7 @@ mod tests {
         let (runners, current) = watch::channel(runner("old"));
         let options = DispatchOptions { permits: 1, waiting: 2, ..DispatchOptions::default() };
         let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), current, options);
-        let rooms = dispatch.rooms.clone();
+        let queues = dispatch.queues.clone();
         let (_stop, stopping) = watch::channel(false);
         let running = tokio::spawn(dispatch.run(stopping));
         drop(store.accept(a_create("ob-0", &clock)).await.unwrap());
@@ -549,7 +549,7 @@ mod tests {
         for order in ["ob-1", "ob-2"] {
             drop(store.accept(a_create(order, &clock)).await.unwrap());
         }
-        while !rooms.is_any_full() {
+        while !queues.is_any_full() {
             sleep(Duration::from_millis(1)).await;
         }
         let new = runner("new").succeeding(&runners.borrow());

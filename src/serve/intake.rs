@@ -267,10 +267,12 @@ impl Intake {
     pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Answered> {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
-        let refuse = |refusal: Denial| self.refuse(endpoint, request, &refusal);
         // Parse first: strict, and without a key.
-        let signed = endpoint.dialect.parts(&raw, self.clock.now()).map_err(refuse)?;
-        let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
+        let verified = match endpoint.dialect.parts(&raw, self.clock.now()) {
+            Ok(signed) => signed.verify(&endpoint.keys).map_err(Denial::from),
+            Err(denial) => Err(denial),
+        };
+        let verified = verified.map_err(|denial| self.refuse(endpoint, request, &denial))?;
         // Only a verified request becomes a callback.
         let (key_label, signer) = (verified.key_label().clone(), verified.signer());
         let mut callback = endpoint.dialect.callback(verified, &endpoint.options);
@@ -410,24 +412,29 @@ impl Intake {
         Ok(receipt.reply)
     }
 
+    /// Returns `None` if a line about this receipt must not be logged, else the number of lines that were left out before
+    /// it. A valid request can be repeated without end, so redeliveries get at most one log line per second and reason.
+    fn may_log(&self, receipt: &Receipt, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
+        match receipt.repeated {
+            true => self.turn_to_log(endpoint, reason),
+            false => Some(None),
+        }
+    }
+
     fn note(&self, endpoint: &Endpoint, callback: &Callback, receipt: &Receipt) {
         let row = &receipt.row;
         if receipt.repeated {
             self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
         }
-        // A valid request can be repeated without end, so redeliveries get at most one log line per second and reason.
-        let turn = |reason| match receipt.repeated {
-            true => self.turn_to_log(endpoint, reason),
-            false => Some(None),
-        };
         if receipt.alert {
             let reason = row.reason_code.as_deref().unwrap_or("late-create");
             self.metrics.count(Metric::Alerts, [reason, ""]);
-            if let Some(suppressed) = turn(reason) {
+            if let Some(suppressed) = self.may_log(receipt, endpoint, reason) {
                 tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, suppressed, "a released instance was asked for again; run: spid callbacks show {}", row.number);
             }
         } else if let Some(reason) = row.reason.as_deref() {
-            if let Some(suppressed) = turn(row.reason_code.as_deref().unwrap_or_default()) {
+            let reason_code = row.reason_code.as_deref().unwrap_or_default();
+            if let Some(suppressed) = self.may_log(receipt, endpoint, reason_code) {
                 tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = row.disposition.as_str(), suppressed, "{reason}");
             }
         } else if !receipt.repeated {

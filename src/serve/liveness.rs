@@ -19,15 +19,15 @@ use crate::store::{Store, StoreError};
 pub(super) struct Liveness {
     pub(super) store: Store,
     /// Time of the last turn of the dispatcher's loop.
-    pub(super) turned: watch::Receiver<Instant>,
+    pub(super) iterated_at: watch::Receiver<Instant>,
     /// Time limit for both components.
     pub(super) within: Duration,
 }
 
 impl Liveness {
     /// Creates a check with the default time limit for both components.
-    pub(super) fn of(store: Store, turned: watch::Receiver<Instant>) -> Liveness {
-        Liveness { store, turned, within: Duration::from_millis(limits::ALIVE_WITHIN_MS) }
+    pub(super) fn of(store: Store, iterated_at: watch::Receiver<Instant>) -> Liveness {
+        Liveness { store, iterated_at, within: Duration::from_millis(limits::ALIVE_WITHIN_MS) }
     }
 
     /// Returns the name of the first component that is not alive, as the error.
@@ -36,7 +36,7 @@ impl Liveness {
         if !answers(|| self.store.probe(), self.within).await {
             return Err("writer");
         }
-        if self.turned.borrow().elapsed() > self.within { Err("dispatcher") } else { Ok(()) }
+        if self.iterated_at.borrow().elapsed() > self.within { Err("dispatcher") } else { Ok(()) }
     }
 }
 

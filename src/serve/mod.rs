@@ -1,5 +1,6 @@
 //! The daemon: the public listener, the path of a callback, the path of a job, start and stop.
 
+pub mod app;
 pub mod client_address;
 pub mod daemon;
 pub mod dispatch;

@@ -43,13 +43,13 @@ pub struct Routes {
     /// The intake for all endpoints.
     pub intake: Intake,
     /// Access policy for callers.
-    pub guard: AccessPolicy,
+    pub access_policy: AccessPolicy,
 }
 
 impl Routes {
     /// Creates the routes for these endpoints, each with its path. An endpoint also owns the paths that its marketplace
     /// calls below that path, except a path that is configured for another endpoint.
-    pub fn new(endpoints: Vec<(String, Endpoint)>, intake: Intake, guard: AccessPolicy) -> Routes {
+    pub fn new(endpoints: Vec<(String, Endpoint)>, intake: Intake, access_policy: AccessPolicy) -> Routes {
         let mut behind: HashMap<String, Endpoint> = HashMap::new();
         for (path, endpoint) in &endpoints {
             for tail in endpoint.dialect.path_suffixes() {
@@ -58,7 +58,7 @@ impl Routes {
         }
         // Configured paths are inserted last, so that they replace a derived path of another endpoint.
         behind.extend(endpoints);
-        Routes { endpoints: behind, intake, guard }
+        Routes { endpoints: behind, intake, access_policy }
     }
 }
 
@@ -93,7 +93,7 @@ impl PublicListener {
             return self.receive(routes, endpoint, request, None).await.response;
         };
         let context = TraceContext::of_request(id);
-        let brought = routes.guard.proxies.brought(&request);
+        let brought = routes.access_policy.proxies.brought(&request);
         // Only a trusted proxy may name a parent span, and it becomes a link: the trace id is always our own.
         let parent = brought.then(|| request.headers.only("traceparent")).flatten();
         let parent = parent.and_then(TraceContext::read);
@@ -125,9 +125,9 @@ impl PublicListener {
         mut request: Request,
         id: Option<Id>,
     ) -> Answered {
-        let Routes { intake, guard, .. } = routes;
-        request.client = guard.proxies.client(&request);
-        let welcome = guard.lets_in(endpoint, &request);
+        let Routes { intake, access_policy, .. } = routes;
+        request.client = access_policy.proxies.client(&request);
+        let welcome = access_policy.allows(endpoint, &request);
         // A sign-on passes to the verification, because its browser may have any address.
         if !welcome && !intake.is_for_a_browser(endpoint, &request) {
             return intake.refuse(endpoint, &request, &Denial::Source);
@@ -144,7 +144,7 @@ impl PublicListener {
 }
 
 impl AccessPolicy {
-    fn lets_in(&self, endpoint: &Endpoint, request: &Request) -> bool {
+    fn allows(&self, endpoint: &Endpoint, request: &Request) -> bool {
         let allowed = self.allow.get(&endpoint.name);
         allowed.is_none_or(|networks| networks.iter().any(|network| network.contains(request.client)))
     }

@@ -24,7 +24,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, NotAUrl, Reach, Tls, Url};
+use crate::net::{
+    Client, ClientError, ClientOptions, ClientRequest, Method, NotAUrl, OutboundPolicy, Tls, Url,
+};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use spid_hook::Secret;
@@ -68,13 +70,19 @@ impl TelemetryHeaders {
     /// # Errors
     /// The number of the first invalid line, and none of its text.
     pub fn read(text: &Secret) -> Result<TelemetryHeaders, NotHeaders> {
-        let lines = text.expose().lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let wrong = |index, line: &str| {
-            let fault = fault_of_secret(line.trim()).map(|fault| format!(": {fault}")).unwrap_or_default();
-            NotHeaders { line: index + 1, fault }
-        };
-        let read = |(index, line): (usize, &str)| header(line).ok_or_else(|| wrong(index, line));
-        lines.map(read).collect::<Result<_, _>>().map(TelemetryHeaders)
+        let mut headers = Vec::new();
+        for (index, line) in text.expose().lines().enumerate() {
+            if line.trim().is_empty() {
+                continue;
+            }
+            let Some(header) = header(line) else {
+                let fault =
+                    fault_of_secret(line.trim()).map(|fault| format!(": {fault}")).unwrap_or_default();
+                return Err(NotHeaders { line: index + 1, fault });
+            };
+            headers.push(header);
+        }
+        Ok(TelemetryHeaders(headers))
     }
 }
 
@@ -110,7 +118,7 @@ impl TelemetryOptions {
         }
         self.target().map_err(|wrong| wrong.to_string())?;
         let Ok(address) = self.url.host().parse() else { return Ok(()) };
-        match Reach::Confidential.forbids(address, self.url.is_secure()) {
+        match OutboundPolicy::Confidential.forbids(address, self.url.is_secure()) {
             Some(why) => Err(format!("{address} is {why}")),
             None => Ok(()),
         }
@@ -237,7 +245,7 @@ impl Telemetry {
         let (stop, stopping) = watch::channel(false);
         let client = Client::new(ClientOptions {
             total: Duration::from_millis(limits::SPANS_SEND_MS),
-            reach: Reach::Confidential,
+            outbound: OutboundPolicy::Confidential,
             tls: options.tls.clone(),
             keep: 1,
             ..ClientOptions::default()
@@ -349,12 +357,12 @@ impl SpanExporter {
 
     /// Sends the batch once. Returns the number of spans that the collector rejected.
     async fn send(&self, body: Vec<u8>) -> Result<usize, Undelivered> {
-        let never = |why: String| Undelivered { why, again: None };
-        let url = self.options.target().map_err(|wrong| never(wrong.to_string()))?;
-        let request = ClientRequest::post(url, "application/json", body);
-        let headers = self.options.headers.0.iter();
-        let request =
-            headers.fold(request, |request, (name, value)| request.with_header(name, value.expose()));
+        let url = self.options.target();
+        let url = url.map_err(|wrong| Undelivered { why: wrong.to_string(), again: None })?;
+        let mut request = ClientRequest::post(url, "application/json", body);
+        for (name, value) in &self.options.headers.0 {
+            request = request.with_header(name, value.expose());
+        }
         let response = self.client.send(request).await.map_err(|error| Undelivered {
             again: may_work_later(&error).then_some(None),
             why: error.to_string(),

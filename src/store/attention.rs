@@ -152,14 +152,17 @@ pub(super) struct InNeed {
 impl Reader {
     /// Returns everything that needs a person, at most `limit` items.
     ///
+    /// `checked` is the number of the newest instances among which those with an unreadable row are searched. Each of
+    /// them is read, so a page of the console must not ask for all of a large database.
+    ///
     /// # Errors
     /// Fails if the database cannot be read.
-    pub fn attention(&self, now: Timestamp, limit: usize) -> Result<Attention, StoreError> {
+    pub fn attention(&self, now: Timestamp, limit: usize, checked: usize) -> Result<Attention, StoreError> {
         let mut items = Vec::new();
         for found in self.in_need(now)? {
             items.extend(self.describe(found)?);
         }
-        for unreadable in self.with(|rows| rows.unreadable_instances())? {
+        for unreadable in self.with(|rows| rows.unreadable_instances(checked))? {
             items.push(self.describe_instance(&unreadable, now)?);
         }
         items.sort_by_key(|item| (item.deadline.is_none(), item.deadline, item.since, item.callback));

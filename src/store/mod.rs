@@ -68,7 +68,10 @@ pub use rows::{
 };
 pub use rules::{Acceptance, AttemptEnd, LeasedJob, UnreadableJob};
 pub use sqlite::InstanceExport;
-pub use views::{CallbackDetail, Entitled, EntitledBy, HeldItem, InstanceHistory, JobDetail, ListedCallback, ListedJob, ViewError};
+pub use views::{
+    CallbackDetail, Entitled, EntitledBy, HeldItem, InstanceHistory, JobDetail, ListedCallback, ListedJob,
+    ViewError,
+};
 pub use waiters::{HandedJob, ResultWaiter};
 pub use writer::{Batch, Ended, LeasedJobs, Operated, Writer};
 

@@ -309,8 +309,8 @@ pub trait Read {
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
     /// Returns the account and a name of the instance with this number, if it has one.
     fn name_of(&self, number: i64) -> Result<Option<(String, String)>>;
-    /// Returns the rows of instances that cannot be read. It reads every instance.
-    fn unreadable_instances(&self) -> Result<Vec<Unreadable>>;
+    /// Returns the rows that cannot be read among the newest `limit` instances. It reads each of them.
+    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>>;
     /// Returns the instance with this name, and its queue.
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>>;
     /// Returns up to two instances with this order. Two mean that the order does not name one instance.

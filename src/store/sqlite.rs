@@ -40,8 +40,12 @@ const APPLICATION_ID: i64 = 0x7370_6964;
 /// Migrations: entry n takes the schema from version n to n + 1.
 ///
 /// A released migration must never change, because databases of that version exist. Append a new migration instead.
-const MIGRATIONS: &[&str] =
-    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql"), include_str!("schema-4.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+    include_str!("schema-4.sql"),
+];
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> StoreError {

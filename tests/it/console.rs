@@ -109,6 +109,9 @@ fn an_instance_is_found_and_its_life_is_read() {
     bench.daemon.deliver(&renew("biz-7", "2031-01-01 00:00:00"));
     bench.open("/");
     assert!(bench.browser.text().contains("60"), "active instances");
+    let keys =
+        bench.browser.evaluate("document.querySelector('table:has(td[data-label=\"Last used\"])').innerText");
+    assert!(keys.to_string().contains("alibaba-cn") && !keys.to_string().contains("not yet"), "{keys}");
     bench.browser.follow("nav a", "Instances");
     assert!(!bench.browser.text().contains("biz-7\n"), "it is on the second page");
     bench.browser.follow("a.button", "Next page");

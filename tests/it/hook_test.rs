@@ -326,7 +326,7 @@ fn a_command_line_that_cannot_work_says_so() {
         (&["--http", "http://169.254.169.254/", "--secret-env", "SPID_HOOK_SECRET"], 78, "link-local"),
         (&["--http", "127.0.0.1"], 64, "--http"),
         (&["--exec", "true", "--timeout", "soon"], 64, "not a time span"),
-        (&["--exec", "true", "--without", "explode"], 64, "use create, renew"),
+        (&["--exec", "true", "--without", "explode"], 64, "[possible values: create, renew"),
         (&["--exec", "true", "--item", "seats"], 64, "expected NAME=VALUE"),
         (&["--exec", "true", "--http", "http://127.0.0.1/"], 64, "cannot be used with"),
     ] {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use spid::internals::net::{Client, ClientError, ClientOptions, ClientRequest, Reach, Url};
+use spid::internals::net::{Client, ClientError, ClientOptions, ClientRequest, OutboundPolicy, Url};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinSet, yield_now};
@@ -169,7 +169,11 @@ async fn only_allowed_addresses_of_a_host_are_connected_to() {
         ("metadata.example".to_owned(), vec![metadata]),
         ("empty.example".to_owned(), vec![]),
     ]);
-    let client = Client::new(ClientOptions { reach: Reach::Confidential, hosts, ..ClientOptions::default() });
+    let client = Client::new(ClientOptions {
+        outbound: OutboundPolicy::Confidential,
+        hosts,
+        ..ClientOptions::default()
+    });
     let call = |host: &str| {
         let url: Url = format!("http://{host}:{port}/").parse().unwrap();
         client.send(ClientRequest::post(url, "text/plain", "1"))

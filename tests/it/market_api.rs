@@ -20,7 +20,7 @@ use serde_json::json;
 use spid::internals::lab::market_stand_in::{
     Books, Failure, Instance, License, MarketStandIn, Order, StoredNotification,
 };
-use spid::internals::market_api::client::{CallError, MarketClient, MarketOptions};
+use spid::internals::market_api::client::{CallError, MarketClient, MarketOptions, Site};
 use spid::internals::market_api::credentials::{Credentials, DefaultChain, NoKey};
 use spid::internals::net::{Request, Response, ServerOptions, Url, serve};
 use spid_core::market_api::{
@@ -93,7 +93,8 @@ async fn serve_handler<H: spid::internals::net::Handler>(handler: H) -> Url {
 fn options(url: Url, credentials: Credentials) -> MarketOptions {
     MarketOptions {
         name: "alibaba".into(),
-        url,
+        site: Site::AlibabaCn,
+        base_url: Some(url),
         credentials,
         credentials_for: BTreeMap::new(),
         calls_per_s: 1_000.0,
@@ -142,9 +143,21 @@ async fn every_operation_is_understood_and_its_answer_read() {
     let order = MarketOrder::read(&order).unwrap();
     assert_eq!((order.status, order.instances), (OrderStatus::Normal, vec!["1001".to_owned()]));
     client.call(&ApiCall::describe_api_metering()).await.unwrap();
+    let refused = client.call(&ApiCall::describe_seller_instances(1, 10)).await.unwrap_err();
+    assert_eq!(refused.to_string(), "alibaba-cn does not have the operation DescribeSellerInstances");
+    assert!(stand_in.denied().is_empty(), "{:?}", stand_in.denied());
+}
+
+#[tokio::test]
+async fn the_international_site_lists_instances_and_knows_licences() {
+    let stand_in = stand_in();
+    let options = options(served(&stand_in).await, Credentials::key(api_key()));
+    let client = MarketClient::new(MarketOptions { site: Site::AlibabaIntl, ..options });
     let list = client.call(&ApiCall::describe_seller_instances(1, 10)).await.unwrap();
     assert_eq!(SellerInstances::read(&list).unwrap().list[0].id, "1001");
-    assert!(stand_in.denied().is_empty(), "{:?}", stand_in.denied());
+    client.call(&ApiCall::describe_license(&Secret::new(CODE))).await.unwrap();
+    let refused = client.call(&ApiCall::describe_order("2001")).await.unwrap_err();
+    assert!(matches!(refused, CallError::Misconfigured(_)), "{refused}");
 }
 
 fn license_end() -> Option<Timestamp> {

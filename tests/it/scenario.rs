@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use spid::internals::lab::scenario::{
     Answered, Failure, Observer, Report, Scenario, Seen, Sent, States, StepReport, Target,
 };
-use spid::internals::net::{Request, Response, ServerOptions, serve};
+use spid::internals::net::{Request, Response, ServerOptions, Url, serve};
 use spid_core::dialect::RawRequest;
 use spid_core::signature::Keys;
 use spid_hook::Secret;
@@ -25,6 +25,8 @@ use spid_hook::instance::State;
 use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
+
+use crate::support::serving::Serving;
 
 const KEY: &str = "isvkey";
 const HEAD: &str = "version = 1\ntitle = \"t\"\ndialect = \"alibaba\"\nsource = \"s\"\n";
@@ -375,14 +377,14 @@ async fn a_failed_step_is_the_last_unless_told_to_keep_going() {
 struct Told(Mutex<VecDeque<u64>>);
 
 impl States for Told {
-    fn state(&self, name: &str) -> Option<Seen> {
-        (name == "o-1").then(|| Seen {
+    fn state(&self, _: &Url, name: &str) -> Result<Option<Seen>, String> {
+        Ok((name == "o-1").then(|| Seen {
             id: Some("o-1".to_owned()),
             state: State::Active,
             expires_on: Some("2026-01-31T00:00:00Z".parse().unwrap()),
             sku: Some("basic".to_owned()),
             items: BTreeMap::from([("Count".to_owned(), "2".to_owned())]),
-        })
+        }))
     }
 
     fn held(&self) -> u64 {
@@ -570,11 +572,11 @@ async fn steps_go_to_their_own_endpoint_under_their_own_key() {
 struct Thawing(Mutex<u32>);
 
 impl States for Thawing {
-    fn state(&self, _: &str) -> Option<Seen> {
+    fn state(&self, _: &Url, _: &str) -> Result<Option<Seen>, String> {
         let mut looks = self.0.lock().unwrap();
         *looks += 1;
         let state = if *looks > 3 { State::Active } else { State::Frozen };
-        Some(Seen { id: None, state, expires_on: None, sku: None, items: BTreeMap::new() })
+        Ok(Some(Seen { id: None, state, expires_on: None, sku: None, items: BTreeMap::new() }))
     }
 
     fn held(&self) -> u64 {
@@ -607,7 +609,7 @@ fn fixtures_are_checked_without_being_sent_and_the_wrong_line_is_named() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures");
     let (code, told, complaint) = spid(folder.path(), &["fixtures", "check", root.to_str().unwrap()]);
     assert_eq!(code, 0, "{told}{complaint}");
-    assert!(told.contains("alibaba/life.toml: 13 steps: A whole life"), "{told}");
+    assert!(told.contains("alibaba/life.toml: 13 steps: Buy, upgrade"), "{told}");
     let broken = format!("{HEAD}{}", step("a", "repat = 2"));
     std::fs::write(folder.path().join("broken.toml"), broken).unwrap();
     let (code, told, complaint) = spid(folder.path(), &["fixtures", "check", "broken.toml"]);
@@ -636,6 +638,51 @@ async fn a_replay_is_told_to_a_build_server() {
     assert!(xml.contains("delivery 1: json.instanceId&#10;"), "{xml}");
 }
 
+/// Two accounts can have an instance of one name. A replay that waits for its own must not take the other one.
+#[test]
+fn replay_never_takes_the_instance_of_another_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let endpoint = |name: &str| {
+        format!(
+            "[[endpoint]]\nname = \"{name}\"\npath = \"/{name}\"\ndialect = \"alibaba\"\nkeys = [{{ file = {:?} }}]\nshared_key = true\n",
+            folder.path().join("key")
+        )
+    };
+    let store = format!("store.path = {:?}\n", folder.path().join("spid.db"));
+    write("key", "fake-key-of-a-test");
+    write(
+        "spid.toml",
+        &format!("{store}{}{}[[hook]]\nname = \"log\"\nlog = {{}}\n", endpoint("one"), endpoint("other")),
+    );
+    let params = "params = { aliUid = \"1\", orderBizId = \"o-1\", orderId = \"o-2\", productCode = \"p\", skuId = \"s\" }\n";
+    let active = "retry = { every = \"100ms\", limit = 100 }\nexpect = { json.instanceId = { not = \"0\" }, state = \"active\" }";
+    let denied = "token = \"wrong\"\nexpect = { status = 403, state = \"active\", within = \"300ms\" }";
+    write("buy.toml", &format!("{HEAD}{}", step("buy", &format!("{params}{active}"))));
+    write("denied.toml", &format!("{HEAD}{}", step("buy", &format!("{params}{denied}"))));
+    let mut daemon = Serving::start(folder.path(), &[]);
+    let address = daemon.address().unwrap();
+    let replay = |fixture: &str, path: &str, options: &[&str]| {
+        let url = format!("http://{address}/{path}");
+        spid(folder.path(), &[&["replay", fixture, "--to", &url, "--key-file", "key"], options].concat())
+    };
+    let by_config = ["--config", "spid.toml"];
+    assert_eq!(replay("buy.toml", "other", &by_config).0, 0);
+    let (code, told, _) = replay("denied.toml", "one", &by_config);
+    assert!(code == 1 && told.contains("expected  active\n  actual    none"), "{told}");
+    let (code, told, complaint) = replay("buy.toml", "one", &by_config);
+    assert_eq!(code, 0, "{told}{complaint}");
+    let (code, told, _) = replay("buy.toml", "one", &["--db", "spid.db"]);
+    assert!(
+        code == 1
+            && told.contains(
+                "several accounts have an instance with the name `o-1`: other, one; name one with --account"
+            ),
+        "{told}"
+    );
+    assert_eq!(replay("buy.toml", "one", &["--db", "spid.db", "--account", "one"]).0, 0);
+}
+
 /// Errors that another implementation of JSON Schema finds, as an editor does.
 fn editors_complaints(text: &str) -> Vec<String> {
     let schema: Value = serde_json::from_str(spid::internals::lab::scenario::SCHEMA).unwrap();
@@ -651,6 +698,9 @@ fn an_editor_takes_every_fixture_and_no_mistake() {
     for folder in std::fs::read_dir(root).unwrap() {
         for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
             let path = file.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "toml") {
+                continue;
+            }
             let complaints = editors_complaints(&std::fs::read_to_string(&path).unwrap());
             assert!(complaints.is_empty(), "{}: {complaints:?}", path.display());
         }

@@ -85,13 +85,9 @@ pub enum Part {
     Form,
 }
 
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Part::Query => "query",
-            Part::Form => "form",
-        })
-    }
+spid_hook::words! { Part:
+    Query => "query",
+    Form => "form",
 }
 
 /// Position in a request.
@@ -298,14 +294,18 @@ fn split(text: &[u8], part: Part) -> impl Iterator<Item = RawPair<'_>> {
 
 /// Decodes a name and its value. Gives the result of `serde_urlencoded`, which denies nothing.
 fn decode(pair: &RawPair<'_>) -> Result<Pair, QueryError> {
-    let text = |text: &[u8], start: usize| {
-        decode_text(text).map_err(|(rule, at)| {
-            let offset = pair.place.offset + start + at;
-            let name = String::from_utf8_lossy(pair.name);
-            QueryError::new(rule, Some(&name), Some(Position { part: pair.place.part, offset }))
-        })
-    };
-    Ok((text(pair.name, 0)?, text(pair.value, pair.name.len() + 1)?))
+    let name = decode_part(pair, pair.name, 0)?;
+    let value = decode_part(pair, pair.value, pair.name.len() + 1)?;
+    Ok((name, value))
+}
+
+/// Decodes a part of a pair that begins at the offset `start` in it.
+fn decode_part(pair: &RawPair<'_>, text: &[u8], start: usize) -> Result<String, QueryError> {
+    decode_text(text).map_err(|(rule, at)| {
+        let offset = pair.place.offset + start + at;
+        let name = String::from_utf8_lossy(pair.name);
+        QueryError::new(rule, Some(&name), Some(Position { part: pair.place.part, offset }))
+    })
 }
 
 /// Decodes one name or value.

@@ -6,7 +6,7 @@
 
 use crate::query::without_tokens;
 use spid_hook::json::Json;
-use spid_hook::text::{plain as on_one_line, plain_json, plain_lines, without_user_info};
+use spid_hook::text::{ends_url, plain as on_one_line, plain_json, plain_lines, without_user_info};
 
 /// Placeholder for a secret.
 const HIDDEN: &str = "***";
@@ -55,10 +55,6 @@ fn masked(text: &str) -> String {
     }
     shown.push_str(rest);
     without_tokens(&shown).into_owned()
-}
-
-fn ends_url(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\')
 }
 
 /// Masks a text that is not JSON.
@@ -157,11 +153,13 @@ pub fn header(value: &str) -> String {
         }
         None => ("", plain),
     };
-    let piece =
-        |piece: &str| if piece.len() > PIECE_MAX_BYTES { HIDDEN.to_owned() } else { piece.to_owned() };
-    let path: Vec<String> = path.split('/').map(piece).collect();
+    let path: Vec<&str> = path.split('/').map(shown_piece).collect();
     let hidden = if query.is_empty() { "" } else { HIDDEN };
     on_one_line(&without_tokens(&format!("{host}{}{query}{hidden}", path.join("/")))).into_owned()
+}
+
+fn shown_piece(piece: &str) -> &str {
+    if piece.len() > PIECE_MAX_BYTES { HIDDEN } else { piece }
 }
 
 fn hide(value: &mut Json, is_hidden: bool) {

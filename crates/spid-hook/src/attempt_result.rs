@@ -57,9 +57,6 @@ impl From<Result<Answer, HookError>> for AttemptResult {
         };
         // Every text of a hook is stored, logged and shown, so bound and clean all of them here.
         let text = bounded(error.message());
-        let clamped = |after: Option<Duration>| {
-            after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
-        };
         match error.kind() {
             HookErrorKind::Retry { after } => AttemptResult::Retry { error: text, after: clamped(after) },
             HookErrorKind::Misconfigured { after } => {
@@ -72,20 +69,28 @@ impl From<Result<Answer, HookError>> for AttemptResult {
     }
 }
 
+fn clamped(after: Option<Duration>) -> Option<Duration> {
+    after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
+}
+
 /// Returns a text that may be stored, logged and shown. Control characters become spaces, and a text that was
 /// cut ends with `…`.
 fn bounded(text: &str) -> String {
     const MORE: char = '…';
     // An error often quotes a URL, for example a connection string with a password.
     let text = without_user_info(text);
-    let clean: String = text.trim().chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
+    let mut clean: String = text.trim().chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
     if clean.len() <= limits::REASON_MAX_BYTES {
         return clean;
     }
     // Cut at a character, and leave room for the `…`.
-    let room = limits::REASON_MAX_BYTES - MORE.len_utf8();
-    let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= room;
-    clean.char_indices().take_while(fits).map(|(_, c)| c).chain([MORE]).collect()
+    let mut end = limits::REASON_MAX_BYTES - MORE.len_utf8();
+    while !clean.is_char_boundary(end) {
+        end -= 1;
+    }
+    clean.truncate(end);
+    clean.push(MORE);
+    clean
 }
 
 #[cfg(test)]

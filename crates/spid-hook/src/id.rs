@@ -158,15 +158,16 @@ impl std::str::FromStr for Id {
     type Err = NotAnId;
 
     fn from_str(text: &str) -> Result<Id, NotAnId> {
-        // The error quotes the text only as far as an id is long.
-        let not_an_id = || NotAnId(text.chars().take(Id::CHARACTERS).collect());
         let digits: String = text.chars().filter(|c| *c != '-').collect();
         let mut bytes = [0u8; 16];
-        hex::decode_to_slice(&digits, &mut bytes).map_err(|_| not_an_id())?;
-        // Five groups as `Display` writes them, or no groups at all.
+        let is_hex = hex::decode_to_slice(&digits, &mut bytes).is_ok();
         let id = Id(bytes);
-        let is_written_so = digits == text || id.to_string().eq_ignore_ascii_case(text);
-        if is_written_so { Ok(id) } else { Err(not_an_id()) }
+        // Five groups as `Display` writes them, or no groups at all.
+        if is_hex && (digits == text || id.to_string().eq_ignore_ascii_case(text)) {
+            return Ok(id);
+        }
+        // The error quotes the text only as far as an id is long.
+        Err(NotAnId(text.chars().take(Id::CHARACTERS).collect()))
     }
 }
 

@@ -134,7 +134,7 @@ impl Instance {
     /// Applies a callback that the hook carried out. A released instance never changes again.
     pub fn apply(&mut self, callback: &Callback, now: Timestamp) {
         let before = self.expires_on;
-        self.effect(callback.action, &Wants::of(callback));
+        self.effect(callback.action, &RequestedValues::of(callback));
         if self.expires_on != before {
             self.expires_on_raw = callback.expires_on.as_ref().map(|expiry| expiry.raw.clone());
         }
@@ -142,7 +142,7 @@ impl Instance {
     }
 
     /// Applies the effect of an action.
-    pub fn effect(&mut self, action: Action, wants: &Wants) {
+    pub fn effect(&mut self, action: Action, wants: &RequestedValues) {
         if self.state == State::Released {
             return;
         }
@@ -185,13 +185,13 @@ impl Instance {
 
     /// Returns true if the callback names another SKU or other quantities than those in force.
     pub fn differs_from(&self, callback: &Callback) -> bool {
-        let wants = Wants::of(callback);
+        let wants = RequestedValues::of(callback);
         wants.says_what_changes() && !self.has(&wants)
     }
 
     /// Returns true if the upgrade asks for values that are already in force. An upgrade without values never does,
     /// because its values must be looked up at the marketplace.
-    pub fn has(&self, wants: &Wants) -> bool {
+    pub fn has(&self, wants: &RequestedValues) -> bool {
         if !wants.says_what_changes() {
             return false;
         }
@@ -202,7 +202,7 @@ impl Instance {
 
 /// The values that an action sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wants {
+pub struct RequestedValues {
     /// The new expiry.
     pub expires_on: Option<Timestamp>,
     /// The new SKU.
@@ -215,15 +215,18 @@ pub struct Wants {
     pub converts: bool,
 }
 
-impl Wants {
+/// The name under which the store and its tests still import [`RequestedValues`].
+pub use self::RequestedValues as Wants;
+
+impl RequestedValues {
     /// Returns true if the action names a SKU or quantities.
     pub fn says_what_changes(&self) -> bool {
         self.sku.is_some() || !self.items.is_empty()
     }
 
     /// Returns the values that this callback sets.
-    pub fn of(callback: &Callback) -> Wants {
-        Wants {
+    pub fn of(callback: &Callback) -> RequestedValues {
+        RequestedValues {
             expires_on: callback.expires_on.as_ref().and_then(|expiry| expiry.at),
             sku: callback.sku.clone(),
             items: callback.items.clone(),

@@ -119,10 +119,13 @@ fn text(description: &str) -> Value {
     json!({ "description": description, "type": ["string", "number", "boolean", "null"] })
 }
 
+fn scalar() -> Value {
+    json!({ "type": ["string", "number", "boolean", "null"] })
+}
+
 /// Returns the schema of a section with a fixed list of fields. An unknown field is invalid.
 fn section(description: &str, names: &[&str]) -> Value {
-    let one = || json!({ "type": ["string", "number", "boolean", "null"] });
-    let properties: Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), one())).collect();
+    let properties: Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), scalar())).collect();
     json!({
         "description": description,
         "type": ["object", "null"],
@@ -136,7 +139,7 @@ fn free(description: &str) -> Value {
     json!({
         "description": description,
         "type": ["object", "null"],
-        "additionalProperties": { "type": ["string", "number", "boolean", "null"] },
+        "additionalProperties": scalar(),
     })
 }
 

@@ -39,19 +39,19 @@ pub fn plain_log(text: &str) -> Cow<'_, str> {
 
 /// Escapes a text and keeps its line breaks and tabs.
 pub fn plain_lines(text: &str) -> Cow<'_, str> {
-    let stays = |c| matches!(c, '\n' | '\t') || is_plain(c);
-    escaped(text, stays, |c, out| out.extend(c.escape_default()))
+    escaped(text, |c| matches!(c, '\n' | '\t') || is_plain(c), |c, out| out.extend(c.escape_default()))
 }
 
 /// Escapes a JSON document without changing its meaning, so that it is safe to print. A character that is not
 /// plain becomes `\uXXXX`.
 pub fn plain_json(json: &str) -> Cow<'_, str> {
-    let stays = |c| matches!(c, '\n' | '\r' | '\t') || is_plain(c);
-    escaped(json, stays, |c, out| {
-        for unit in c.encode_utf16(&mut [0; 2]) {
-            let _ = write!(out, "\\u{unit:04x}");
-        }
-    })
+    escaped(json, |c| matches!(c, '\n' | '\r' | '\t') || is_plain(c), push_json_escape)
+}
+
+fn push_json_escape(c: char, out: &mut String) {
+    for unit in c.encode_utf16(&mut [0; 2]) {
+        let _ = write!(out, "\\u{unit:04x}");
+    }
 }
 
 fn escaped(text: &str, stays: impl Fn(char) -> bool, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
@@ -98,13 +98,20 @@ pub fn without_user_info(text: &str) -> Cow<'_, str> {
     if shown == text { Cow::Borrowed(text) } else { Cow::Owned(shown) }
 }
 
+/// Returns true for a character that ends a URL in a text.
+pub fn ends_url(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\')
+}
+
+fn is_port(port: &str) -> bool {
+    port.ends_with(']') || port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Returns the position of the `@` that ends the user and the password of a URL, in the text after its `://`.
 fn user_info_end(behind: &str) -> Option<usize> {
-    let ends_url = |c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\');
     // A text can hold several URLs, and other words after them.
     let url = behind.split(ends_url).next()?;
     let authority = url.split(['/', '?', '#']).next()?;
-    let is_port = |port: &str| port.ends_with(']') || port.bytes().all(|byte| byte.is_ascii_digit());
     match authority.rfind('@') {
         // The last `@`, because a password may contain one.
         Some(end) => Some(end),

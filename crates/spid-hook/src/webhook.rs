@@ -93,8 +93,11 @@ impl WebhookKeys {
     pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let timestamp = timestamp.to_string();
         let pieces = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
-        let one = |key: &WebhookKey| format!("v1,{}", BASE64.encode(hmac_sha256(&key.0, &pieces)));
-        self.0.iter().map(one).collect::<Vec<_>>().join(" ")
+        let mut signatures = Vec::new();
+        for key in self.0.iter() {
+            signatures.push(format!("v1,{}", BASE64.encode(hmac_sha256(&key.0, &pieces))));
+        }
+        signatures.join(" ")
     }
 }
 

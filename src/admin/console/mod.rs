@@ -15,9 +15,9 @@ mod words;
 mod work;
 
 use super::access::{self, Operator};
-use super::operations::{AdminOperation, Named, signed};
+use super::operations::{AdminOperation, Given, signed};
 use super::target::Target;
-use super::{Admin, Fault, api, is_read};
+use super::{Admin, Fault, is_read};
 use crate::net::{Method, Request, Response};
 use crate::store::AuditNote;
 use jiff::Timestamp;
@@ -276,25 +276,16 @@ async fn act(admin: &Admin, context: &PageContext, request: &Request) -> Result<
 }
 
 fn operation(form: &Form) -> Result<AdminOperation, Fault> {
-    let target = form.get("target");
-    let named = Named { name: target.to_owned(), account: form.filled("account") };
-    Ok(match form.get("act") {
-        "retry" => AdminOperation::Retry(api::job_id(target)?),
-        "drop" => AdminOperation::Drop(api::job_id(target)?),
-        "approve" => AdminOperation::Approve {
-            callback: api::callback_number(target)?,
-            instead: api::really(form.filled("as").as_deref())?,
-        },
-        "reject" => AdminOperation::Reject(api::callback_number(target)?),
-        "settle" => AdminOperation::Settle(api::callback_number(target)?),
-        "dismiss" => AdminOperation::Dismiss(api::callback_number(target)?),
-        "complete" => {
-            let answer = form.filled("answer").map(|text| api::read_answer(text.as_bytes())).transpose()?;
-            AdminOperation::Complete { instance: named, answer: Box::new(answer.unwrap_or_default()) }
-        }
-        "release" => AdminOperation::Release(named),
-        other => return Err(Fault::new(400, format!("unknown operation `{other}`"))),
-    })
+    let (word, target) = (form.get("act"), form.get("target"));
+    let collection = match word {
+        "retry" | "drop" => "jobs",
+        "approve" | "reject" | "settle" => "held",
+        "dismiss" => "attention",
+        _ => "instances",
+    };
+    let given =
+        Given { account: form.filled("account"), instead: form.filled("as"), answer: form.filled("answer") };
+    AdminOperation::read(&[collection, target, word], given)
 }
 
 #[cfg(test)]

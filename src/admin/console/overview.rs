@@ -11,19 +11,23 @@ use super::parts::{
     self, badge, button, cell, instance_or_dash, nothing, or_dash, section, table, time, time_or_dash,
 };
 use super::{NavigationEntry, Page, PageContext, Paged};
-use crate::store::{Attention, AuditEntry, CallbackRow, Filter, JobRow, Reader, Totals};
+use crate::observe::limits;
+use crate::store::{Attention, AuditEntry, CallbackRow, Filter, JobRow, KeyUse, Reader, Totals};
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Action;
 
 /// Maximum number of rows of each list on this page.
 const ROWS: usize = 10;
 
-struct Shown {
+/// Content of the page.
+struct Overview {
     attention: Attention,
     /// Unfinished jobs, each with the name and the account of its instance.
     jobs: Vec<(JobRow, Option<(String, String)>)>,
     callbacks: Vec<(CallbackRow, Option<String>)>,
     acts: Vec<AuditEntry>,
+    /// Signature keys of all endpoints.
+    keys: Vec<KeyUse>,
 }
 
 pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
@@ -45,12 +49,13 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
         (section("Needs attention", attention(context, &shown.attention)))
         (section("In progress", jobs(context, &shown.jobs)))
         (section("Latest callbacks", callbacks(context, &shown.callbacks)))
+        (section("Keys", keys(context, &shown.keys)))
         (section("Audit log", acts(context, &shown.acts)))
     };
     Ok(Page { title: "Now".to_owned(), place: NavigationEntry::Now, body })
 }
 
-fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
+fn read(reader: &Reader, now: Timestamp) -> Result<Overview, Fault> {
     let states = vec![JobState::Running, JobState::Queued];
     let mut jobs = Vec::new();
     for job in reader.jobs(&Filter { jobs: states, limit: ROWS, ..Filter::default() })? {
@@ -63,7 +68,10 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
         let name = reader.instance_name(row.instance)?;
         callbacks.push((row, name));
     }
-    Ok(Shown { attention: reader.attention(now, ROWS)?, jobs, callbacks, acts: reader.acts(5)? })
+    let (attention, acts) = (reader.attention(now, ROWS, limits::ATTENTION_CHECKED_COUNT)?, reader.acts(5)?);
+    // An unreadable row of this table must not hide the page.
+    let keys = reader.key_uses().unwrap_or_default();
+    Ok(Overview { attention, jobs, callbacks, acts, keys })
 }
 
 fn tiles(totals: &Totals) -> Markup {
@@ -162,6 +170,22 @@ fn callbacks(context: &PageContext, callbacks: &[(CallbackRow, Option<String>)])
         ]
     });
     table("Latest callbacks", headings, rows)
+}
+
+fn keys(context: &PageContext, keys: &[KeyUse]) -> Markup {
+    if keys.is_empty() {
+        return nothing("No endpoint has a signature key.");
+    }
+    let rows = keys.iter().map(|key| {
+        let used = key.used_at.map(|at| time(at, context.now));
+        [
+            cell(&key.endpoint),
+            cell(&key.label),
+            used.unwrap_or_else(|| cell("not yet")),
+            time(key.since, context.now),
+        ]
+    });
+    table("Keys", ["Endpoint", "Key", "Last used", "Configured since"], rows)
 }
 
 fn acts(context: &PageContext, acts: &[AuditEntry]) -> Markup {

@@ -18,9 +18,9 @@ use spid_hook::text::without_user_info;
 /// Maximum number of events on a page, and of audit entries.
 const EVENTS: usize = 300;
 
-struct Shown {
-    life: InstanceHistory,
-    /// Content of each callback, in the order of `life.callbacks`.
+struct Timeline {
+    history: InstanceHistory,
+    /// Content of each callback, in the order of `history.callbacks`.
     bodies: Vec<Callback>,
     attempts: Vec<AttemptRow>,
     acts: Vec<AuditEntry>,
@@ -29,22 +29,22 @@ struct Shown {
 /// Event of an instance's history.
 struct Event<'a> {
     at: Timestamp,
-    what: What<'a>,
+    kind: EventKind<'a>,
 }
 
-enum What<'a> {
-    Asked(&'a CallbackRow, &'a Callback),
-    Told(&'a CallbackRow),
-    Failed(&'a JobRow, &'a AttemptRow),
-    Stands(&'a JobRow),
-    AuditNote(&'a AuditEntry),
+enum EventKind<'a> {
+    Received(&'a CallbackRow, &'a Callback),
+    Reported(&'a CallbackRow),
+    Attempted(&'a JobRow, &'a AttemptRow),
+    JobState(&'a JobRow),
+    Operation(&'a AuditEntry),
 }
 
 pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target, name: &str) -> Paged {
     target.only(&["account", "done"])?;
     let (wanted, account) = (name.to_owned(), target.get("account").map(str::to_owned));
     let shown = admin.read(move |reader| read(reader, &wanted, account.as_deref())).await?;
-    let instance = &shown.life.instance.instance;
+    let instance = &shown.history.instance.instance;
     let body = html! {
         section class="card" { (summary(context, instance)) }
         (section("Operations", acts(context, &shown)))
@@ -53,34 +53,33 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target, 
     Ok(Page { title: name.to_owned(), place: NavigationEntry::Instances, body })
 }
 
-fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fault> {
-    let life = reader.latest(name, account, EVENTS)?;
+fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Timeline, Fault> {
+    let history = reader.latest(name, account, EVENTS)?;
     let (mut bodies, mut attempts) = (Vec::new(), Vec::new());
-    for row in &life.callbacks {
+    for row in &history.callbacks {
         bodies.push(reader.content(row.number)?);
     }
-    for job in &life.jobs {
+    for job in &history.jobs {
         attempts.extend(reader.attempts(job.number)?);
     }
-    let targets = targets(&life);
+    let targets = targets(&history);
     // The audit log cannot be read by target, so all of its entries are searched.
     let acts = reader.acts(usize::MAX)?.into_iter().filter(|act| targets.contains(&act.target));
     let acts = acts.take(EVENTS).collect();
-    Ok(Shown { life, bodies, attempts, acts })
+    Ok(Timeline { history, bodies, attempts, acts })
 }
 
 /// Names of this instance, its jobs and its callbacks in the audit log.
-fn targets(life: &InstanceHistory) -> HashSet<String> {
-    let row = &life.instance;
+fn targets(history: &InstanceHistory) -> HashSet<String> {
+    let row = &history.instance;
     let itself = format!("instance {} of {}", row.name().unwrap_or_default(), row.instance.account);
-    let jobs = life.jobs.iter().map(|job| format!("job {}", job.id));
-    let callbacks = life.callbacks.iter().map(|row| format!("callback {}", row.number));
+    let jobs = history.jobs.iter().map(|job| format!("job {}", job.id));
+    let callbacks = history.callbacks.iter().map(|row| format!("callback {}", row.number));
     jobs.chain(callbacks).chain([itself]).collect()
 }
 
 fn summary(context: &PageContext, instance: &Instance) -> Markup {
     let items: Vec<String> = instance.items.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-    let said = |flag: bool, word: &str| flag.then(|| word.to_owned());
     html! {
         p class="state" {
             (badge(instance.state.as_str()))
@@ -98,21 +97,20 @@ fn summary(context: &PageContext, instance: &Instance) -> Markup {
             ("items", (!items.is_empty()).then(|| items.join(", "))),
             ("trial", instance.trial.map(|trial| if trial { "yes" } else { "no" }.to_owned())),
             ("expiry as sent", instance.expires_on_raw.clone()),
-            ("imported or adopted", said(instance.adopted, "yes: not created by spid")),
-            ("tombstone", said(instance.tombstone, "yes: its release came before its create")),
+            ("imported or adopted", instance.adopted.then(|| "yes: not created by spid".to_owned())),
+            ("tombstone", instance.tombstone.then(|| "yes: its release came before its create".to_owned())),
             ("first seen", Some(moment(instance.created_at))),
             ("last changed", Some(moment(instance.updated_at))),
         ]))
     }
 }
 
-fn acts(context: &PageContext, shown: &Shown) -> Markup {
-    let row = &shown.life.instance;
+fn acts(context: &PageContext, shown: &Timeline) -> Markup {
+    let row = &shown.history.instance;
     let named = row.name().map(|name| (name, row.instance.account.as_str()));
-    let waits = |job: &&JobRow| matches!(job.state, JobState::Dead | JobState::Held | JobState::Pending);
-    let jobs: Vec<&JobRow> = shown.life.jobs.iter().filter(waits).collect();
+    let jobs: Vec<&JobRow> = shown.history.jobs.iter().filter(|job| waits(job.state)).collect();
     let held: Vec<&CallbackRow> =
-        shown.life.callbacks.iter().filter(|row| row.disposition == Disposition::Held).collect();
+        shown.history.callbacks.iter().filter(|row| row.disposition == Disposition::Held).collect();
     let none = jobs.is_empty() && held.is_empty();
     html! {
         @for job in jobs {
@@ -137,6 +135,10 @@ fn acts(context: &PageContext, shown: &Shown) -> Markup {
     }
 }
 
+fn waits(state: JobState) -> bool {
+    matches!(state, JobState::Dead | JobState::Held | JobState::Pending)
+}
+
 fn release_act(context: &PageContext, name: &str, account: &str) -> Markup {
     let release = ActForm {
         act: "release",
@@ -149,16 +151,16 @@ fn release_act(context: &PageContext, name: &str, account: &str) -> Markup {
     parts::act(context, &release)
 }
 
-fn events(context: &PageContext, shown: &Shown) -> Markup {
-    let mut events = happened(shown);
+fn events(context: &PageContext, shown: &Timeline) -> Markup {
+    let mut events = collect_events(shown);
     // Truncate after sorting, so that the oldest events are left out.
     events.sort_by_key(|event| std::cmp::Reverse(event.at));
-    let left_out = shown.life.older || events.len() > EVENTS;
+    let left_out = shown.history.older || events.len() > EVENTS;
     events.truncate(EVENTS);
     html! {
         ol class="timeline" {
             @for event in &events {
-                li data-tone=(tone(&event.what)) { (time(event.at, context.now)) div { (draw(&event.what)) } }
+                li data-tone=(tone(&event.kind)) { (time(event.at, context.now)) div { (draw(&event.kind)) } }
             }
         }
         @if left_out { (nothing("Earlier events are left out; `spid instances show` has them all.")) }
@@ -167,61 +169,63 @@ fn events(context: &PageContext, shown: &Shown) -> Markup {
 
 /// Collects all events, effects before their causes. The list is shown latest first, and the stable sort keeps this
 /// order for events at the same instant.
-fn happened(shown: &Shown) -> Vec<Event<'_>> {
-    let life = &shown.life;
+fn collect_events(shown: &Timeline) -> Vec<Event<'_>> {
+    let history = &shown.history;
     let mut events = Vec::new();
-    for row in life.callbacks.iter().rev() {
-        events.extend(row.reported_at.map(|at| Event { at, what: What::Told(row) }));
+    for row in history.callbacks.iter().rev() {
+        events.extend(row.reported_at.map(|at| Event { at, kind: EventKind::Reported(row) }));
     }
-    for job in life.jobs.iter().rev() {
+    for job in history.jobs.iter().rev() {
         let at = job.ended_at.or(job.attempted_at).unwrap_or(job.created_at);
-        events.push(Event { at, what: What::Stands(job) });
+        events.push(Event { at, kind: EventKind::JobState(job) });
         let failed = shown.attempts.iter().rev().filter(|attempt| attempt.job == job.number);
-        events.extend(failed.map(|attempt| Event { at: attempt.ended_at, what: What::Failed(job, attempt) }));
+        events.extend(
+            failed.map(|attempt| Event { at: attempt.ended_at, kind: EventKind::Attempted(job, attempt) }),
+        );
     }
-    events.extend(shown.acts.iter().map(|act| Event { at: act.at, what: What::AuditNote(act) }));
-    for (row, body) in life.callbacks.iter().zip(&shown.bodies).rev() {
-        events.push(Event { at: row.received_at, what: What::Asked(row, body) });
+    events.extend(shown.acts.iter().map(|act| Event { at: act.at, kind: EventKind::Operation(act) }));
+    for (row, body) in history.callbacks.iter().zip(&shown.bodies).rev() {
+        events.push(Event { at: row.received_at, kind: EventKind::Received(row, body) });
     }
     events
 }
 
-fn tone(what: &What<'_>) -> &'static str {
-    match what {
-        What::Asked(row, _) if row.disposition == Disposition::Held => "warn",
-        What::Asked(..) => "cool",
-        What::Told(_) => "good",
-        What::Failed(..) => "warn",
-        What::Stands(job) => match job.state {
+fn tone(kind: &EventKind<'_>) -> &'static str {
+    match kind {
+        EventKind::Received(row, _) if row.disposition == Disposition::Held => "warn",
+        EventKind::Received(..) => "cool",
+        EventKind::Reported(_) => "good",
+        EventKind::Attempted(..) => "warn",
+        EventKind::JobState(job) => match job.state {
             JobState::Done => "good",
             JobState::Dead => "bad",
             JobState::Refused | JobState::Held | JobState::Pending => "warn",
             _ => "",
         },
-        What::AuditNote(_) => "hand",
+        EventKind::Operation(_) => "hand",
     }
 }
 
-fn draw(what: &What<'_>) -> Markup {
-    match what {
-        What::Asked(row, body) => asked(row, body),
-        What::Told(row) => html! {
+fn draw(kind: &EventKind<'_>) -> Markup {
+    match kind {
+        EventKind::Received(row, body) => received(row, body),
+        EventKind::Reported(row) => html! {
             strong { "reported" }
             " The success of callback " (row.number) " (" (row.action) ") was reported to the marketplace."
         },
-        What::Failed(job, attempt) => html! {
+        EventKind::Attempted(job, attempt) => html! {
             p { strong { "attempt " (attempt.attempt) " of " (job.action) } " " (badge(&attempt.ending)) }
             p class="said" { (attempt.note) }
         },
-        What::Stands(job) => stands(job),
-        What::AuditNote(act) => html! {
+        EventKind::JobState(job) => job_state(job),
+        EventKind::Operation(act) => html! {
             p { strong { (act.act) " (admin operation)" } " " (act.target) " · " (act.who) }
             p class="said" { (act.why) }
         },
     }
 }
 
-fn asked(row: &CallbackRow, body: &Callback) -> Markup {
+fn received(row: &CallbackRow, body: &Callback) -> Markup {
     html! {
         p {
             strong { (row.action) }
@@ -260,7 +264,7 @@ fn word(disposition: Disposition) -> &'static str {
     }
 }
 
-fn stands(job: &JobRow) -> Markup {
+fn job_state(job: &JobRow) -> Markup {
     html! {
         p {
             strong { "job: " (job.action) } " " (badge(job.state.as_str()))

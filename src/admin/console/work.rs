@@ -1,5 +1,7 @@
 //! Work that needs attention, with reasons and buttons.
 
+use std::fmt::Display;
+
 use jiff::Timestamp;
 use maud::{Markup, html};
 
@@ -15,7 +17,7 @@ use crate::store::{AttentionItem, CallbackRow, Filter, HeldItem, Reader};
 use spid_hook::callback::{Action, Callback};
 
 /// Content of the page.
-struct Shown {
+struct WorkList {
     /// Attention items with a job or a decision, each with its callback.
     held_items: Vec<(HeldItem, Callback)>,
     /// Number of items that are not shown.
@@ -53,15 +55,15 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     Ok(Page { title: "Work that needs attention".to_owned(), place: NavigationEntry::Work, body })
 }
 
-fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
+fn read(reader: &Reader, now: Timestamp) -> Result<WorkList, Fault> {
     let (held_items, left_out) = reader.held_items(limits::LIST_DEFAULT_COUNT)?;
-    // Items that wait for a job or a decision are among the errands. They must not use up the limit of the others.
-    let mut others = reader.attention(now, usize::MAX)?.items;
+    // Items that wait for a job or a decision are among the held items. They must not use up the limit of the others.
+    let mut others = reader.attention(now, usize::MAX, limits::ATTENTION_CHECKED_COUNT)?.items;
     others.retain(|item| item.may_be_dismissed || item.callback.is_none());
     let others_left_out = others.len().saturating_sub(limits::LIST_DEFAULT_COUNT);
     others.truncate(limits::LIST_DEFAULT_COUNT);
     let mut shown =
-        Shown { held_items: Vec::new(), left_out, others, others_left_out, unreported: Vec::new() };
+        WorkList { held_items: Vec::new(), left_out, others, others_left_out, unreported: Vec::new() };
     for held_item in held_items {
         let missing = || Callback::new(Action::Other, "the callback is missing");
         let body = reader.content_if_kept(held_item.callback)?.unwrap_or_else(missing);
@@ -98,7 +100,7 @@ fn unreported(context: &PageContext, rows: &[(CallbackRow, Option<String>)]) -> 
 }
 
 /// Heading of an item: why it waits, for what, and of which instance.
-fn heading(reason: &str, action: &str, name: Option<&str>, account: &str) -> Markup {
+fn heading(reason: &str, action: impl Display, name: Option<&str>, account: &str) -> Markup {
     let none = html! { span class="soft" { "no instance" } };
     html! { h2 { (badge(reason)) " " (action) " " (instance(name, account, none)) } }
 }

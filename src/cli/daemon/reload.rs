@@ -135,11 +135,12 @@ impl Reloader {
             runner: config.runner.clone(),
             orders: config.orders.clone(),
             intake: config.intake.clone(),
-            guard: config.guard.clone(),
+            access_policy: config.access_policy.clone(),
             tls: config.tls.clone(),
             secrets_window_ms: config.store.secrets_window_ms,
             encryptor: Some(encryptor),
             admin: config.admin.clone(),
+            app: config.app.clone(),
         });
         self.logging.configure(config.log_level, config.log_format);
         self.current = config;

@@ -124,11 +124,11 @@ impl ServeArguments {
         let listen = self.listen.map(|listen| listen.to_string());
         let db = self.db.map(|db| db.into_os_string().into_string());
         let db = db.transpose().map_err(|_| Failure::new(Exit::Usage, "`--db` is not text"))?;
-        let flag = |name, key, value: Option<String>| value.map(|value| Flag { name, key, value });
-        let flags = [flag("--listen", "server.listen", listen), flag("--db", "store.path", db)];
+        let listen = listen.map(|value| Flag { name: "--listen", key: "server.listen", value });
+        let db = db.map(|value| Flag { name: "--db", key: "store.path", value });
         // `--dev` ignores the SPID_CONFIG of the environment.
         let path = self.mode.config.filter(|_| !dev);
-        Ok(Source { path, flags: flags.into_iter().flatten().collect(), hook })
+        Ok(Source { path, flags: listen.into_iter().chain(db).collect(), hook })
     }
 }
 
@@ -145,6 +145,10 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
     // The limit of open files decides how many connections and hooks are allowed below.
     let share = raise_descriptors();
     let (listener, admin) = listen(&config, sockets, dev).await?;
+    let app = match config.app_listen {
+        Some(address) => Some((bind(address).await?, config.app)),
+        None => None,
+    };
     // Signal handlers come before anything is started: an early signal must not be lost.
     let signals = Signals::install()?;
     let paths: Vec<String> = config
@@ -158,8 +162,9 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
         orders: config.orders,
         intake: config.intake,
         admin: config.admin,
+        app,
         tls: config.tls,
-        guard: config.guard,
+        access_policy: config.access_policy,
         telemetry: config.telemetry,
         retired_accounts: config.retired_accounts,
         server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
@@ -168,7 +173,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
     };
     // Opens the database and recovers jobs. Callbacks are accepted when this returns.
     let daemon = Daemon::start(listener, admin, options).await?;
-    tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), program = program.label(), "ready");
+    tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), app = daemon.app_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), program = program.label(), "ready");
     let supervisor = sockets::supervisor();
     // The supervisor is told last: it may start other services that depend on this one.
     supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
@@ -280,6 +285,10 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
+fn install(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(Exit::Io, format!("signals cannot be handled: {error}")))
+}
+
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -288,10 +297,6 @@ struct Signals {
 
 impl Signals {
     fn install() -> Result<Signals, Failure> {
-        let install = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::new(Exit::Io, format!("signals cannot be handled: {error}")))
-        };
         Ok(Signals {
             terminate: install(SignalKind::terminate())?,
             interrupt: install(SignalKind::interrupt())?,

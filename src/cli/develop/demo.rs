@@ -1,13 +1,14 @@
-//! `demo`: the whole life of an instance in one command. It runs the real daemon; its database is in a temporary
+//! `demo`: an instance from purchase to release in one command. It runs the real daemon; its database is in a temporary
 //! folder, which is deleted afterwards.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use clap::Args;
 use tokio::net::TcpListener;
 
 use crate::cli::app::{in_process, start};
-use crate::cli::lab::scenario::{Kept, Narrator, summary};
+use crate::cli::lab::scenario::{Narrator, StoreStates, summary};
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, Inside, runtime};
 use crate::config::{Config, DEV_KEY};
@@ -18,7 +19,7 @@ use spid_core::signature::Keys;
 use spid_hook::Secret;
 use spid_hook::time::Clock;
 
-const LIFE: &str = include_str!("../../../spi-fixtures/alibaba/life.toml");
+const FIXTURE: &str = include_str!("../../../spi-fixtures/alibaba/life.toml");
 
 #[derive(Args)]
 pub(crate) struct DemoArguments {
@@ -29,7 +30,7 @@ pub(crate) struct DemoArguments {
 
 pub(crate) fn demo(arguments: DemoArguments, hook: Option<Inside>, output: &mut Output) -> Done {
     let scenario =
-        Scenario::parse(LIFE, "life.toml").map_err(|error| Failure::new(Exit::Bug, error.to_string()))?;
+        Scenario::parse(FIXTURE, "life.toml").map_err(|error| Failure::new(Exit::Bug, error.to_string()))?;
     // The folder is deleted when this variable is dropped, at the end of the demo.
     let folder = tempfile::Builder::new()
         .prefix("spid-demo-")
@@ -58,12 +59,13 @@ async fn run(
     let daemon = Daemon::start(listener, None, options).await?;
     let target = target(&daemon)?;
     let store = daemon.store().clone();
-    let kept = Kept(store.reader());
+    let (account, accounts) = (None, BTreeMap::new());
+    let states = StoreStates { reader: store.reader(), account, accounts };
     let report = if arguments.json {
-        scenario.run(&target, Some(&kept), &Clock::System, &mut ()).await
+        scenario.run(&target, Some(&states), &Clock::System, &mut ()).await
     } else {
         introduce(&daemon, scenario, output)?;
-        scenario.run(&target, Some(&kept), &Clock::System, &mut Narrator::new(output)).await
+        scenario.run(&target, Some(&states), &Clock::System, &mut Narrator::new(output)).await
     };
     // The store's writer ends only when the last handle on the store is dropped; `stop` waits for that.
     drop(store);

@@ -8,7 +8,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clap::Args;
-use jiff::SignedDuration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -19,9 +18,9 @@ use crate::config::{self, Config, Environment, ProcessEnvironment};
 use crate::hooks::exec::ExecHook;
 use crate::hooks::http::{HttpHook, HttpHookOptions};
 use crate::hooks::runner::Runner;
-use crate::lab::scenario;
 use crate::net::Url;
 use crate::observe::limits;
+use spid_core::span::Span;
 use spid_hook::Secret;
 use spid_hook::callback::Action;
 use spid_hook::instance::Instance;
@@ -120,9 +119,7 @@ struct WaresArguments {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-    // jiff's `SignedDuration` knows no days.
-    let parsed = parsed.or_else(|| scenario::span(text)).filter(|span| !span.is_zero());
+    let parsed = text.parse::<Span>().map(|span| span.0).ok().filter(|span| !span.is_zero());
     parsed.ok_or_else(|| "not a time span, like 500ms, 30s, 2m or 1d".to_owned())
 }
 
@@ -195,21 +192,19 @@ impl TestArguments {
     }
 
     fn keys(&self) -> Result<WebhookKeys, Failure> {
-        let missing = || {
-            "calls to an HTTP hook are signed: give the secret with --secret-file or --secret-env".to_owned()
-        };
         let mut secrets: Vec<Result<Secret, String>> =
             self.secret_file.iter().map(|path| config::read_key(path)).collect();
         secrets.extend(self.secret_env.as_ref().map(|name| {
             let value = ProcessEnvironment.get(name).map(Secret::new);
             value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text"))
         }));
-        let key = |secret: Result<Secret, String>| {
-            secret.and_then(|secret| WebhookKey::new(&secret).map_err(|error| error.to_string()))
-        };
-        let keys: Result<Vec<WebhookKey>, String> = secrets.into_iter().map(key).collect();
-        let keys = keys.and_then(|keys| WebhookKeys::new(keys).ok_or_else(missing));
-        keys.map_err(|text| Failure::new(Exit::Config, text))
+        let mut keys = Vec::new();
+        for secret in secrets {
+            let key = secret.and_then(|secret| WebhookKey::new(&secret).map_err(|error| error.to_string()));
+            keys.push(key.map_err(|text| Failure::new(Exit::Config, text))?);
+        }
+        let missing = "calls to an HTTP hook are signed: give the secret with --secret-file or --secret-env";
+        WebhookKeys::new(keys).ok_or_else(|| Failure::new(Exit::Config, missing))
     }
 }
 

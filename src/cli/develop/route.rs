@@ -85,15 +85,15 @@ pub(crate) fn route(arguments: RouteArguments, hook: Option<Inside>, output: &mu
 /// Endpoint of the order: the one that was named, or the only one.
 fn endpoint<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a str, Failure> {
     let names: Vec<&str> = config.endpoints.iter().map(|(_, endpoint)| &*endpoint.name).collect();
-    let known = || format!("use {}", names.join(", "));
+    let known = format!("use {}", names.join(", "));
     match (named, names.as_slice()) {
         (None, [only]) => Ok(only),
         (None, _) => {
             Err(Failure::new(Exit::Usage, "there are several endpoints: choose one with --endpoint")
-                .hint(known()))
+                .hint(known))
         }
         (Some(named), names) => names.iter().copied().find(|name| *name == named).ok_or_else(|| {
-            Failure::new(Exit::Usage, format!("no endpoint is called `{}`", shown(named))).hint(known())
+            Failure::new(Exit::Usage, format!("no endpoint is called `{}`", shown(named))).hint(known)
         }),
     }
 }

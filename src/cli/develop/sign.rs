@@ -92,11 +92,13 @@ pub(crate) fn dialect_named(name: &str) -> Result<&'static dyn Dialect, Failure>
 }
 
 fn pairs(texts: &[String]) -> Result<Vec<(String, String)>, Failure> {
-    let pair = |text: &String| {
-        let (name, value) = text.split_once('=').ok_or_else(|| {
-            Failure::new(Exit::Usage, format!("`{text}` is not a parameter: expected NAME=VALUE"))
-        })?;
-        Ok((name.to_owned(), value.to_owned()))
-    };
-    texts.iter().map(pair).collect()
+    let mut pairs = Vec::new();
+    for text in texts {
+        let Some((name, value)) = text.split_once('=') else {
+            let message = format!("`{text}` is not a parameter: expected NAME=VALUE");
+            return Err(Failure::new(Exit::Usage, message));
+        };
+        pairs.push((name.to_owned(), value.to_owned()));
+    }
+    Ok(pairs)
 }

@@ -114,12 +114,12 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
 
 /// Replaces the values of parameters whose names look like a token's.
 fn without_tokens(callback: Callback) -> Callback {
-    let value = |name: &str, value: &str| match names_a_token(name) {
-        true => TOKEN_PLACEHOLDER.to_owned(),
-        false => value.to_owned(),
-    };
-    let parameters =
-        callback.parameters.iter().map(|(name, it)| (name.to_owned(), value(name, it))).collect();
+    let mut parameters = Vec::new();
+    for (name, value) in callback.parameters.iter() {
+        let shown = if names_a_token(name) { TOKEN_PLACEHOLDER } else { value };
+        parameters.push((name.to_owned(), shown.to_owned()));
+    }
+    let parameters = parameters.into_iter().collect();
     Callback { parameters, ..callback }
 }
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::{ListArguments, text};
 use crate::cli::Done;
-use crate::cli::output::Output;
+use crate::cli::output::{Output, Row};
 use crate::cli::repair;
 use crate::store::AttentionItem;
 use spid_hook::callback::Action;
@@ -30,32 +30,27 @@ pub(crate) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
     if let Some(AttentionCommand::Dismiss(arguments)) = command {
         return repair::held::dismiss(arguments, output);
     }
-    let attention = list.store.reader()?.attention(Clock::System.now(), list.limit)?;
+    let attention = list.store.reader()?.attention(Clock::System.now(), list.limit, usize::MAX)?;
     if attention.left_out > 0 {
         output.print_error(&format!("{} more are not shown; --limit shows more", attention.left_out));
     }
     if list.json {
         return output.json(&attention.items);
     }
-    let tries = |item: &AttentionItem| match item.delivery_limit {
-        Some(limit) => format!("{}/{limit}", item.deliveries),
-        None => item.deliveries.to_string(),
-    };
-    let cells = |item: &AttentionItem| {
-        vec![
-            item.reason.as_str().to_owned(),
-            item.callback.map_or_else(|| "-".to_owned(), |number| number.to_string()),
-            text(item.action.map(Action::as_str)),
-            text(item.instance.as_deref()),
-            text(item.order.as_deref()),
-            text(item.buyer.as_deref()),
-            tries(item),
-            item.since.to_string(),
-            item.deadline.map_or_else(|| "-".to_owned(), |at| at.to_string()),
-            item.detail.clone(),
-        ]
-    };
-    let header = [
+    output.rows(&attention.items)?;
+    for item in &attention.items {
+        let then = item.then.map(|then| format!(" (otherwise {then})")).unwrap_or_default();
+        let subject = match (item.callback, &item.instance) {
+            (Some(callback), _) => format!("callback {callback}"),
+            (None, instance) => format!("instance {}", text(instance.as_deref())),
+        };
+        output.print_error(&format!("hint: {subject}: {}{then}", item.todo));
+    }
+    Ok(())
+}
+
+impl Row for AttentionItem {
+    const HEADER: &'static [&'static str] = &[
         "REASON",
         "CALLBACK",
         "ACTION",
@@ -67,14 +62,23 @@ pub(crate) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
         "DEADLINE",
         "DETAIL",
     ];
-    output.table(&header, &attention.items.iter().map(cells).collect::<Vec<_>>())?;
-    for item in &attention.items {
-        let then = item.then.map(|then| format!(" (otherwise {then})")).unwrap_or_default();
-        let subject = match (item.callback, &item.instance) {
-            (Some(callback), _) => format!("callback {callback}"),
-            (None, instance) => format!("instance {}", text(instance.as_deref())),
+
+    fn cells(&self) -> Vec<String> {
+        let deliveries = match self.delivery_limit {
+            Some(limit) => format!("{}/{limit}", self.deliveries),
+            None => self.deliveries.to_string(),
         };
-        output.print_error(&format!("hint: {subject}: {}{then}", item.todo));
+        vec![
+            self.reason.as_str().to_owned(),
+            self.callback.map_or_else(|| "-".to_owned(), |number| number.to_string()),
+            text(self.action.map(Action::as_str)),
+            text(self.instance.as_deref()),
+            text(self.order.as_deref()),
+            text(self.buyer.as_deref()),
+            deliveries,
+            self.since.to_string(),
+            self.deadline.map_or_else(|| "-".to_owned(), |at| at.to_string()),
+            self.detail.clone(),
+        ]
     }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::export;
 use super::{ListArguments, ShowArguments, text, time};
 use crate::cli::Done;
-use crate::cli::output::{Output, shown};
+use crate::cli::output::{Output, Row, shown};
 use crate::cli::repair;
 use crate::store::{CallbackDetail, CallbackRow, Filter, ListedCallback};
 
@@ -77,26 +77,51 @@ fn warn_of_delivery_limit<'r>(rows: impl Iterator<Item = &'r CallbackRow>, outpu
 }
 
 pub(super) fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
-    let cells = |row: &CallbackRow| {
-        vec![
-            row.number.to_string(),
-            row.action.to_string(),
-            row.endpoint.clone(),
-            row.disposition.as_str().to_owned(),
-            row.tries(),
-            row.received_at.to_string(),
-            time(row.reported_at),
-            text(row.reason.as_deref()),
-        ]
-    };
-    let header = ["CALLBACK", "ACTION", "ENDPOINT", "RESULT", "DELIVERIES", "FIRST", "REPORTED", "REASON"];
-    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    output.rows(rows)?;
     warn_of_delivery_limit(rows.iter(), output);
     Ok(())
 }
 
+impl Row for CallbackRow {
+    const HEADER: &'static [&'static str] =
+        &["CALLBACK", "ACTION", "ENDPOINT", "RESULT", "DELIVERIES", "FIRST", "REPORTED", "REASON"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.number.to_string(),
+            self.action.to_string(),
+            self.endpoint.clone(),
+            self.disposition.as_str().to_owned(),
+            self.tries(),
+            self.received_at.to_string(),
+            time(self.reported_at),
+            text(self.reason.as_deref()),
+        ]
+    }
+}
+
 fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
-    let cells = |ListedCallback { row, names, buyer }: &ListedCallback| {
+    output.rows(rows)?;
+    warn_of_delivery_limit(rows.iter().map(|listed| &listed.row), output);
+    Ok(())
+}
+
+impl Row for ListedCallback {
+    const HEADER: &'static [&'static str] = &[
+        "CALLBACK",
+        "ACTION",
+        "ENDPOINT",
+        "INSTANCE",
+        "BUYER",
+        "RESULT",
+        "DELIVERIES",
+        "FIRST",
+        "REPORTED",
+        "REASON",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let ListedCallback { row, names, buyer } = self;
         vec![
             row.number.to_string(),
             row.action.to_string(),
@@ -109,22 +134,7 @@ fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
             time(row.reported_at),
             text(row.reason.as_deref()),
         ]
-    };
-    let header = [
-        "CALLBACK",
-        "ACTION",
-        "ENDPOINT",
-        "INSTANCE",
-        "BUYER",
-        "RESULT",
-        "DELIVERIES",
-        "FIRST",
-        "REPORTED",
-        "REASON",
-    ];
-    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
-    warn_of_delivery_limit(rows.iter().map(|listed| &listed.row), output);
-    Ok(())
+    }
 }
 
 fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {

@@ -9,7 +9,7 @@ use crate::cli::output::{Output, shown};
 use crate::cli::repair;
 use crate::cli::{Done, Failure, StoreArguments};
 use crate::store::{Decrypted, JobRow};
-use spid_hook::callback::{Answer, Fields};
+use spid_hook::callback::Answer;
 
 #[derive(Args)]
 pub(crate) struct RevealArguments {
@@ -35,7 +35,7 @@ impl RevealArguments {
         if !self.reveal {
             return Ok(None);
         }
-        let act = repair::act(self.who.as_deref(), self.why.as_deref().unwrap_or_default())?;
+        let act = repair::audit_note(self.who.as_deref(), self.why.as_deref().unwrap_or_default())?;
         // `reveal` writes the audit entry before it decrypts.
         let revealed = repair::operations(store)?.decrypt(target, jobs, &act)?;
         Ok(Some(revealed.into_iter().map(Secrets::from).collect()))
@@ -66,14 +66,16 @@ impl From<Decrypted> for Secrets {
 }
 
 fn values(answer: &Answer) -> BTreeMap<String, String> {
-    let section = |name: &'static str, fields: &Fields| -> Vec<(String, String)> {
-        fields.iter().map(|(field, value)| (format!("{name}.{field}"), value.expose().to_owned())).collect()
-    };
-    let alone = [("redirect", &answer.redirect), ("body", &answer.body)];
-    let alone = alone.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text.as_ref()?)));
-    let sections = [("app", &answer.app), ("host", &answer.host), ("info", &answer.info)];
-    let sections = sections.into_iter().flat_map(|(name, fields)| section(name, fields));
-    sections.chain(alone.map(|(name, text)| (name, text.expose().to_owned()))).collect()
+    let mut values = BTreeMap::new();
+    for (section, fields) in [("app", &answer.app), ("host", &answer.host), ("info", &answer.info)] {
+        for (field, value) in fields.iter() {
+            values.insert(format!("{section}.{field}"), value.expose().to_owned());
+        }
+    }
+    for (name, text) in [("redirect", &answer.redirect), ("body", &answer.body)] {
+        values.extend(text.as_ref().map(|text| (name.to_owned(), text.expose().to_owned())));
+    }
+    values
 }
 
 pub(crate) fn print(secrets: Option<Vec<Secrets>>, output: &mut Output) -> Done {

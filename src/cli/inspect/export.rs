@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::cli::develop::sign::dialect_named;
 use crate::cli::inspect::lines::InstanceLine;
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, StoreArguments};
-use crate::lab::scenario::Seen;
-use crate::lab::scenario::export::{Became, Export, Kept};
+use crate::lab::scenario::export::{Export, RecordedCallback, SenderOutcome};
 use crate::store::{
     CallbackRow, Disposition, Filter, InstanceHistory, InstanceRow, JobRow, Reader, each_instance,
 };
@@ -48,8 +47,8 @@ pub(crate) struct ExportInstanceArguments {
     export: ExportArguments,
     /// Form of the output: a scenario that can be replayed; or lines for `instances import`, one JSON object for each
     /// instance, with personal data.
-    #[arg(long = "as", value_name = "FORM", default_value = "scenario", value_parser = ["scenario", "lines"])]
-    form: String,
+    #[arg(long = "as", value_name = "FORM", default_value = "scenario")]
+    form: ExportForm,
     /// Id or orderBizId of the instance. With `--as lines` the default is every instance.
     id: Option<String>,
     /// Account of the instance, if several accounts have an instance of that name. With `--as lines`: export only
@@ -58,10 +57,17 @@ pub(crate) struct ExportInstanceArguments {
     account: Option<String>,
 }
 
+/// Form of exported instances.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExportForm {
+    Scenario,
+    Lines,
+}
+
 pub(crate) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output) -> Done {
     let reader = arguments.export.store.reader()?;
     let jobs = BTreeMap::new();
-    let mut kept = Vec::new();
+    let mut recorded = Vec::new();
     for number in &arguments.numbers {
         let (row, callback) = reader
             .callback(*number)?
@@ -73,19 +79,19 @@ pub(crate) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output
             return Err(Failure::new(Exit::Data, text));
         }
         let own = row.instance.map(|instance| jobs_of(&reader, instance)).transpose()?;
-        let became = became(&row, own.as_ref().unwrap_or(&jobs));
-        kept.push(Kept { callback, became });
+        let outcome = outcome(&row, own.as_ref().unwrap_or(&jobs));
+        recorded.push(RecordedCallback { callback, outcome });
     }
     let title = match arguments.numbers.as_slice() {
         [one] => format!("Callback {one}, as it was recorded"),
         several => format!("{} callbacks, as they were recorded", several.len()),
     };
-    write(&arguments.export, title, None, &kept, output)
+    write(&arguments.export, title, None, &recorded, output)
 }
 
 pub(crate) fn instance(arguments: ExportInstanceArguments, output: &mut Output) -> Done {
     let reader = arguments.export.store.reader()?;
-    if arguments.form == "lines" {
+    if arguments.form == ExportForm::Lines {
         return lines(&arguments, &reader, output);
     }
     let Some(id) = &arguments.id else {
@@ -93,28 +99,30 @@ pub(crate) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
     };
     let life = reader.life(id, arguments.account.as_deref())?;
     let row = life.instance.clone();
-    let kept = lived(&reader, life)?;
+    let recorded = recorded_history(&reader, life)?;
     // A replay cannot repeat the result of these callbacks, so they cannot be steps of a scenario.
-    let left_out = kept.iter().filter(|one| one.became == Became::Open).count();
+    let left_out = recorded.iter().filter(|one| one.outcome == SenderOutcome::Open).count();
     if left_out > 0 {
         output.print_error(&format!(
             "hint: {left_out} callbacks are left out: unfinished, ended by the hook or an operator, or pruned"
         ));
     }
-    if !kept.iter().any(|one| one.became == Became::Done && one.callback.action == Action::Create) {
+    if !recorded.iter().any(|one| one.outcome == SenderOutcome::Done && one.callback.action == Action::Create)
+    {
         output.print_error(
             "warning: the recorded callbacks contain no purchase, so an empty endpoint cannot carry out the others",
         );
     }
-    let kept: Vec<Kept> = kept.into_iter().filter(|one| one.became != Became::Open).collect();
+    let recorded: Vec<RecordedCallback> =
+        recorded.into_iter().filter(|one| one.outcome != SenderOutcome::Open).collect();
     let name = if arguments.export.keep_personal { id.as_str() } else { "an instance" };
-    write(&arguments.export, format!("History of {name}, as recorded"), Some(row), &kept, output)
+    write(&arguments.export, format!("History of {name}, as recorded"), Some(row), &recorded, output)
 }
 
 /// Prints instances as JSON lines, the oldest first.
 fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Output) -> Done {
     let only = arguments.id.as_ref().map(|id| reader.find(id, arguments.account.as_deref())).transpose()?;
-    let (path, _) = arguments.export.store.place()?;
+    let (path, _) = arguments.export.store.location()?;
     let (mut pending, mut owing) = (0_u64, 0_u64);
     each_instance(&path, |instance_export| -> Done {
         let instance = &instance_export.row.instance;
@@ -150,24 +158,17 @@ fn write(
     arguments: &ExportArguments,
     title: String,
     end: Option<InstanceRow>,
-    kept: &[Kept],
+    recorded: &[RecordedCallback],
     output: &mut Output,
 ) -> Done {
-    let end = end.map(|InstanceRow { instance, .. }| Seen {
-        id: instance.id,
-        state: instance.state,
-        expires_on: instance.expires_on,
-        sku: instance.sku,
-        items: instance.items,
-    });
     let export = Export {
         title,
         dialect: dialect_named(&arguments.dialect)?.name(),
         keeps_personal: arguments.keep_personal,
         keeps_dates: arguments.keep_dates,
-        end,
+        end: end.map(|row| row.instance.into()),
     };
-    output.line(export.scenario(kept).trim_end())
+    output.line(export.scenario(recorded).trim_end())
 }
 
 type Jobs = BTreeMap<i64, JobRow>;
@@ -179,7 +180,7 @@ fn jobs_of(reader: &Reader, instance: i64) -> Result<Jobs, Failure> {
 
 /// Callbacks of an instance, in the order in which they were carried out. A callback that was held first and ran
 /// later has the position of its run.
-fn lived(reader: &Reader, life: InstanceHistory) -> Result<Vec<Kept>, Failure> {
+fn recorded_history(reader: &Reader, life: InstanceHistory) -> Result<Vec<RecordedCallback>, Failure> {
     let jobs: Jobs = life.jobs.into_iter().map(|job| (job.number, job)).collect();
     let mut rows = life.callbacks;
     // Sign-ons and queries change no instance, so a replay does not need them.
@@ -189,26 +190,26 @@ fn lived(reader: &Reader, life: InstanceHistory) -> Result<Vec<Kept>, Failure> {
         let job = row.job.and_then(|number| jobs.get(&number));
         (job.map_or(row.last_received_at, |job| job.created_at), row.number)
     });
-    let mut kept = Vec::new();
+    let mut recorded = Vec::new();
     for row in rows {
         let Some((row, callback)) = reader.callback(row.number)? else { continue };
-        let became = if callback.pruned_at.is_some() { Became::Open } else { became(&row, &jobs) };
-        kept.push(Kept { became, callback });
+        let outcome = if callback.pruned_at.is_some() { SenderOutcome::Open } else { outcome(&row, &jobs) };
+        recorded.push(RecordedCallback { outcome, callback });
     }
-    Ok(kept)
+    Ok(recorded)
 }
 
-fn became(row: &CallbackRow, jobs: &Jobs) -> Became {
+fn outcome(row: &CallbackRow, jobs: &Jobs) -> SenderOutcome {
     match row.disposition {
         // Recorded callbacks need no job, so they are done when they are recorded.
-        Disposition::Recorded => Became::Done,
-        Disposition::Held => Became::Held,
-        Disposition::Refused => Became::Refused,
+        Disposition::Recorded => SenderOutcome::Done,
+        Disposition::Held => SenderOutcome::Held,
+        Disposition::Refused => SenderOutcome::Refused,
         // A payment is answered as soon as it is recorded, so the later result of its hook does not matter here.
-        Disposition::Job if row.action == Action::Payment => Became::Done,
+        Disposition::Job if row.action == Action::Payment => SenderOutcome::Done,
         Disposition::Job => match row.job.and_then(|number| jobs.get(&number)).map(|job| job.state) {
-            Some(schedule::JobState::Done) => Became::Done,
-            _ => Became::Open,
+            Some(schedule::JobState::Done) => SenderOutcome::Done,
+            _ => SenderOutcome::Open,
         },
     }
 }

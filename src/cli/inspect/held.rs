@@ -1,11 +1,13 @@
 //! `held`: commands on held callbacks, and the list of what waits for a decision.
 
+use std::collections::BTreeSet;
+
 use clap::Subcommand;
 
 use super::callbacks::show_callback;
 use super::{JOB_HINT, ListArguments, ShowArguments, text};
 use crate::cli::Done;
-use crate::cli::output::Output;
+use crate::cli::output::{Output, Row};
 use crate::cli::repair;
 use crate::store::HeldItem;
 
@@ -49,32 +51,37 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
     if list.json {
         return output.json(&rows);
     }
-    let cells = |row: &HeldItem| {
-        vec![
-            row.callback.to_string(),
-            row.kind.to_owned(),
-            row.action.to_owned(),
-            text(row.instance.as_deref()),
-            row.since.to_string(),
-            row.tries.clone(),
-            row.job.map_or_else(|| "-".to_owned(), |id| id.to_string()),
-            row.reason.clone(),
-        ]
-    };
-    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "DELIVERIES", "JOB", "REASON"];
-    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    output.rows(&rows)?;
     // Print only the hints for kinds that are in the list.
-    let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
-    if any(&["held-callback"]) {
+    let kinds: BTreeSet<&str> = rows.iter().map(|row| row.kind).collect();
+    if kinds.contains("held-callback") {
         output.print_error("hint: a held callback: `spid held show CALLBACK`, then `spid held approve CALLBACK --why …`, `spid held settle CALLBACK --why …` or `spid held reject CALLBACK --why …`");
     }
-    if any(&["held-job", "dead-job"]) {
+    if kinds.contains("held-job") || kinds.contains("dead-job") {
         output.print_error(JOB_HINT);
     }
-    if any(&["pending-job"]) {
+    if kinds.contains("pending-job") {
         output.print_error(
             "hint: a pending job: `spid jobs complete JOB --answer FILE --why …` once it is done",
         );
     }
     Ok(())
+}
+
+impl Row for HeldItem {
+    const HEADER: &'static [&'static str] =
+        &["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "DELIVERIES", "JOB", "REASON"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.callback.to_string(),
+            self.kind.to_owned(),
+            self.action.to_owned(),
+            text(self.instance.as_deref()),
+            self.since.to_string(),
+            self.tries.clone(),
+            self.job.map_or_else(|| "-".to_owned(), |id| id.to_string()),
+            self.reason.clone(),
+        ]
+    }
 }

@@ -5,10 +5,9 @@ use clap::Subcommand;
 use super::callbacks::callbacks_table;
 use super::decrypt::{self, RevealArguments, WithSecrets};
 use super::export;
-use super::jobs::jobs_table;
 use super::{ListArguments, ShowArguments, text, time};
 use crate::cli::Done;
-use crate::cli::output::{Output, shown};
+use crate::cli::output::{Output, Row, shown};
 use crate::cli::repair;
 use crate::cli::words;
 use crate::store::{Filter, InstanceHistory, InstanceRow};
@@ -57,7 +56,7 @@ pub(crate) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             let accounts = account.into_iter().collect();
             let filter = Filter { state, accounts, limit: list.limit, ..Filter::default() };
             let rows = list.store.reader()?.instances(&filter)?;
-            if list.json { output.json(&rows) } else { instances_table(&rows, output) }
+            if list.json { output.json(&rows) } else { output.rows(&rows) }
         }
         InstancesCommand::Show { show, reveal, id, account } => {
             let life = show.store.reader()?.life(&id, account.as_deref())?;
@@ -79,11 +78,14 @@ pub(crate) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
     }
 }
 
-fn instances_table(rows: &[InstanceRow], output: &mut Output) -> Done {
-    let cells = |row: &InstanceRow| {
-        let instance = &row.instance;
+impl Row for InstanceRow {
+    const HEADER: &'static [&'static str] =
+        &["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES", "CLAIMED"];
+
+    fn cells(&self) -> Vec<String> {
+        let instance = &self.instance;
         vec![
-            text(row.name()),
+            text(self.name()),
             instance.state.to_string(),
             instance.account.clone(),
             text(instance.buyer.as_deref()),
@@ -92,9 +94,7 @@ fn instances_table(rows: &[InstanceRow], output: &mut Output) -> Done {
             time(instance.expires_on),
             time(instance.claimed_at),
         ]
-    };
-    let header = ["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES", "CLAIMED"];
-    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+    }
 }
 
 fn print_life(life: &InstanceHistory, output: &mut Output) -> Done {
@@ -123,5 +123,5 @@ fn print_life(life: &InstanceHistory, output: &mut Output) -> Done {
     output.line("")?;
     callbacks_table(&life.callbacks, output)?;
     output.line("")?;
-    jobs_table(&life.jobs, output)
+    output.rows(&life.jobs)
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::decrypt::{self, RevealArguments, WithSecrets};
 use super::ids::job_id;
 use super::{JOB_HINT, ListArguments, ShowArguments, text, time};
-use crate::cli::output::{Output, shown};
+use crate::cli::output::{Output, Row, shown};
 use crate::cli::{Done, Failure, repair, words};
 use crate::config::RouteList;
 use crate::store::{Filter, JobDetail, JobRow, ListedJob, Reader};
@@ -87,7 +87,7 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
             if list.json {
                 return output.json(&rows);
             }
-            listed_table(&rows, output)?;
+            output.rows(&rows)?;
             if rows.iter().any(|row| matches!(row.job.row.state, JobState::Dead | JobState::Held)) {
                 output.print_error(JOB_HINT);
             }
@@ -110,10 +110,13 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
     }
 }
 
-pub(crate) fn listed_table(rows: &[RoutedJob], output: &mut Output) -> Done {
-    let mut cells = Vec::new();
-    for RoutedJob { job: ListedJob { row, instance_name, order, .. }, hook } in rows {
-        cells.push(vec![
+impl Row for RoutedJob {
+    const HEADER: &'static [&'static str] =
+        &["JOB", "ACTION", "STATE", "INSTANCE", "ORDER", "HOOK", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
+
+    fn cells(&self) -> Vec<String> {
+        let RoutedJob { job: ListedJob { row, instance_name, order, .. }, hook } = self;
+        vec![
             row.id.to_string(),
             row.action.to_string(),
             row.state.as_str().to_owned(),
@@ -124,11 +127,8 @@ pub(crate) fn listed_table(rows: &[RoutedJob], output: &mut Output) -> Done {
             row.created_at.to_string(),
             due_or_ended(row),
             text(row.note.as_deref()),
-        ]);
+        ]
     }
-    let header =
-        ["JOB", "ACTION", "STATE", "INSTANCE", "ORDER", "HOOK", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
-    output.table(&header, &cells)
 }
 
 /// Queued jobs show their next attempt, other jobs their end.
@@ -136,24 +136,25 @@ fn due_or_ended(row: &JobRow) -> String {
     if row.state == JobState::Queued { row.due_at.to_string() } else { time(row.ended_at) }
 }
 
-pub(super) fn jobs_table(rows: &[JobRow], output: &mut Output) -> Done {
-    let cells = |row: &JobRow| {
+impl Row for JobRow {
+    const HEADER: &'static [&'static str] =
+        &["JOB", "ACTION", "STATE", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
+
+    fn cells(&self) -> Vec<String> {
         vec![
-            row.id.to_string(),
-            row.action.to_string(),
-            row.state.as_str().to_owned(),
-            row.attempts.to_string(),
-            row.created_at.to_string(),
-            due_or_ended(row),
-            text(row.note.as_deref()),
+            self.id.to_string(),
+            self.action.to_string(),
+            self.state.as_str().to_owned(),
+            self.attempts.to_string(),
+            self.created_at.to_string(),
+            due_or_ended(self),
+            text(self.note.as_deref()),
         ]
-    };
-    let header = ["JOB", "ACTION", "STATE", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
-    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+    }
 }
 
 fn print_job(detail: &JobDetail, output: &mut Output) -> Done {
-    jobs_table(std::slice::from_ref(&detail.job), output)?;
+    output.rows(std::slice::from_ref(&detail.job))?;
     output.line(&format!("trace {}", detail.trace_id))?;
     for attempt in &detail.failed_attempts {
         let line = format!(

@@ -63,6 +63,6 @@ fn text(text: Option<&str>) -> String {
     text.unwrap_or("-").to_owned()
 }
 
-fn time(at: Option<Timestamp>) -> String {
+pub(crate) fn time(at: Option<Timestamp>) -> String {
     at.map_or_else(|| "-".to_owned(), |at| at.to_string())
 }

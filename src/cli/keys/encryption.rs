@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::cli::output::Output;
+use crate::cli::output::{Output, Row};
 use crate::cli::repair;
 use crate::cli::repair::prune::Ticker;
 use crate::cli::{Done, Exit, Failure, StoreArguments};
@@ -31,7 +31,7 @@ pub(crate) struct StatusArguments {
 #[derive(Args)]
 pub(crate) struct RotateArguments {
     #[command(flatten)]
-    act: repair::ActArguments,
+    operation: repair::OperationArguments,
     /// Do not rewrite the file at the end. Unused space in it may then contain data that the old key decrypts: run
     /// the command again without this option before you destroy the key.
     #[arg(long)]
@@ -59,8 +59,17 @@ struct KeyLine {
     sealed: u64,
 }
 
+impl Row for KeyLine {
+    const HEADER: &'static [&'static str] = &["KEY", "WHICH", "SEALED"];
+
+    fn cells(&self) -> Vec<String> {
+        let key = self.key.map_or_else(|| "-".to_owned(), |key| key.to_string());
+        vec![key, self.which.to_owned(), self.sealed.to_string()]
+    }
+}
+
 fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
-    let (path, options) = arguments.store.place()?;
+    let (path, options) = arguments.store.location()?;
     let sealed = repair::operations(&arguments.store)?.sealed()?;
     // A key that cannot be read is only a warning here: the status helps to find the problem.
     let known = options.encryptor(&path).map(|encryptor| encryptor.ids()).unwrap_or_else(|error| {
@@ -71,11 +80,7 @@ fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
     if arguments.json {
         return output.json(&lines);
     }
-    let cells = |line: &KeyLine| {
-        let key = line.key.map_or_else(|| "-".to_owned(), |key| key.to_string());
-        vec![key, line.which.to_owned(), line.sealed.to_string()]
-    };
-    output.table(&["KEY", "WHICH", "SEALED"], &lines.iter().map(cells).collect::<Vec<_>>())?;
+    output.rows(&lines)?;
     if lines.iter().any(|line| line.which == "unknown") {
         output.print_error("warning: answers of an unknown key cannot be decrypted; add the key to `store.sealing_keys` if you still have it");
     }
@@ -100,7 +105,7 @@ fn key_lines(known: &[KeyId], mut sealed: BTreeMap<Option<KeyId>, u64>) -> Vec<K
 }
 
 fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     let mut ticker = Ticker::new("answers re-encrypted");
     let done = operations.reencrypt(!arguments.keep_traces, &act, &mut |count| ticker.tell(count));
     ticker.end();

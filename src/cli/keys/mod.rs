@@ -2,4 +2,5 @@
 
 pub(crate) mod arguments;
 pub(crate) mod encryption;
+pub(crate) mod market;
 pub(crate) mod signatures;

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::app::in_process;
-use crate::cli::output::Output;
+use crate::cli::inspect::time;
+use crate::cli::output::{Output, Row};
 use crate::cli::{Done, Inside};
 use crate::config::{Config, ProcessEnvironment};
 use crate::serve::intake::Endpoint;
@@ -85,17 +86,15 @@ pub(crate) fn keys(arguments: &KeysArguments, hook: Option<Inside>, output: &mut
     if arguments.json {
         return output.json(&keys);
     }
-    let mut rows = Vec::new();
-    for key in &keys {
-        let position = if key.current { "current" } else { "previous" };
-        let time = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
-        rows.push(vec![
-            key.endpoint.clone(),
-            key.label.clone(),
-            position.to_owned(),
-            time(key.used_at),
-            time(key.since),
-        ]);
+    output.rows(&keys)
+}
+
+impl Row for SignatureKey {
+    const HEADER: &'static [&'static str] = &["ENDPOINT", "KEY", "POSITION", "LAST-USED", "SINCE"];
+
+    fn cells(&self) -> Vec<String> {
+        let position = if self.current { "current" } else { "previous" };
+        let (endpoint, label) = (self.endpoint.clone(), self.label.clone());
+        vec![endpoint, label, position.to_owned(), time(self.used_at), time(self.since)]
     }
-    output.table(&["ENDPOINT", "KEY", "POSITION", "LAST-USED", "SINCE"], &rows)
 }

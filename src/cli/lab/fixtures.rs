@@ -18,8 +18,7 @@ pub(crate) enum FixturesCommand {
 
 #[derive(Args)]
 pub(crate) struct CheckArguments {
-    /// Fixtures, or folders that contain them. In folders, files like `_common.toml` are parts of others, and are
-    /// checked with them.
+    /// Fixtures, or folders that contain them.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Print nothing for files without mistakes.
@@ -76,6 +75,10 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Done {
     }
     // The system lists a folder in no particular order.
     inside.sort();
-    let is_ours = |path: &PathBuf| path.is_dir() || path.extension().is_some_and(|it| it == "toml");
-    inside.iter().filter(|path| is_ours(path)).try_for_each(|path| collect(path, files))
+    for path in &inside {
+        if path.is_dir() || path.extension().is_some_and(|it| it == "toml") {
+            collect(path, files)?;
+        }
+    }
+    Ok(())
 }

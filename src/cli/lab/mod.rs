@@ -2,8 +2,6 @@
 
 pub(crate) mod conformance;
 pub(crate) mod fixtures;
-mod junit;
 pub(crate) mod replay;
 pub(crate) mod scenario;
 pub(crate) mod simulate;
-pub(crate) mod span;

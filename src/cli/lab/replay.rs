@@ -1,20 +1,23 @@
 //! `replay`: sends fixtures to an endpoint and compares the answers.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::cli::keys::arguments::{KeyArguments, keys_in};
-use crate::cli::lab::conformance::write;
-use crate::cli::lab::junit::{self, Came};
-use crate::cli::lab::scenario::{Kept, Narrator, Progress, summary};
+use crate::cli::lab::scenario::{Narrator, Progress, StoreStates, expect_this_machine, summary, write_file};
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, runtime};
 use crate::config::{self, ProcessEnvironment};
-use crate::lab::scenario::{Report, Scenario, ScenarioError, States, StepReport, Target};
+use crate::lab::report::junit;
+use crate::lab::scenario::{Report, Scenario, ScenarioError, States, Target};
 use crate::net::Url;
 use crate::store::Reader;
 use spid_hook::time::Clock;
+
+/// Minimum number of requests of a run for which a progress bar is shown.
+const LONG_RUN: u64 = 200;
 
 #[derive(Args)]
 pub(crate) struct ReplayArguments {
@@ -32,9 +35,12 @@ pub(crate) struct ReplayArguments {
     /// Database of the daemon, to check the states of instances as well.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     db: Option<PathBuf>,
-    /// Configuration of the daemon, which names the database.
+    /// Configuration of the daemon, which names the database and the account of each path.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Seller account of the instances. With --config, the default is the account of the endpoint at the URL's path.
+    #[arg(long, value_name = "NAME")]
+    account: Option<String>,
     /// Another endpoint, under the name that steps use for it.
     #[arg(long = "endpoint", value_name = "NAME=URL")]
     endpoints: Vec<String>,
@@ -62,11 +68,16 @@ pub(crate) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
     let target = target(&arguments)?;
     let scenarios = load(&arguments)?;
     let reader = reader(&arguments)?;
-    let states = reader.as_ref().map(Kept);
+    let accounts = match &arguments.config {
+        Some(file) => config::accounts_by_path(file, &ProcessEnvironment)?,
+        None => BTreeMap::new(),
+    };
+    let account = arguments.account.clone();
+    let states = reader.as_ref().map(|reader| StoreStates { reader, account, accounts });
     let runtime = runtime()?;
     let mut reports = Vec::new();
     for scenario in &scenarios {
-        let states = states.as_ref().map(|kept| kept as &dyn States);
+        let states = states.as_ref().map(|states| states as &dyn States);
         reports.push(runtime.block_on(run(&arguments, scenario, &target, states, output)));
     }
     if arguments.json {
@@ -78,7 +89,7 @@ pub(crate) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
     }
     // The file comes last: if it cannot be written, the results are already printed.
     if let Some(path) = &arguments.junit {
-        write(path, &junit::xml(&reports.iter().map(junit_of).collect::<Vec<_>>()))?;
+        write_file(path, &junit(&reports.iter().map(Into::into).collect::<Vec<_>>()))?;
     }
     verdict(&reports)
 }
@@ -97,38 +108,14 @@ fn target(arguments: &ReplayArguments) -> Result<Target, Failure> {
         target.other_keys.insert(name.to_owned(), keys_in(Path::new(file))?);
     }
     for url in std::iter::once(&target.url).chain(target.endpoints.values()) {
-        // A mistyped address must not reach a production system.
-        if !url.is_loopback() && !arguments.yes {
-            let authority = url.authority();
-            let message =
-                format!("{authority} is not this machine, and would treat the replay as real orders");
-            return Err(Failure::new(Exit::Usage, message).hint("add --yes to allow it"));
-        }
+        let danger = "and would treat the replay as real orders";
+        expect_this_machine(url, arguments.yes, danger, "add --yes to allow it")?;
     }
     Ok(target)
 }
 
 fn pair<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str), Failure> {
     text.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format!("`{text}` is not {what}")))
-}
-
-fn junit_of(report: &Report) -> junit::Suite {
-    let test = |step: &StepReport| {
-        let failures: Vec<String> = step.failures.iter().map(ToString::to_string).collect();
-        let shortly = failures.first().and_then(|text| text.lines().next()).unwrap_or("no answer").to_owned();
-        junit::Test {
-            name: step.name.clone(),
-            duration_ms: u64::try_from(step.duration_ms).unwrap_or_default(),
-            came: if step.passed { Came::Passed } else { Came::Failed(shortly, failures.join("\n")) },
-        }
-    };
-    let unrun = |name: &String| junit::Test {
-        name: name.clone(),
-        duration_ms: 0,
-        came: Came::Skipped("a step before it failed".to_owned()),
-    };
-    let tests = report.steps.iter().map(test).chain(report.not_run.iter().map(unrun)).collect();
-    junit::Suite { name: report.title.clone(), tests }
 }
 
 async fn run(
@@ -140,7 +127,11 @@ async fn run(
 ) -> Report {
     let clock = Clock::System;
     if arguments.quiet || arguments.json {
-        scenario.run(target, states, &clock, &mut Progress::new(scenario.deliveries())).await
+        let mut progress = match scenario.deliveries() {
+            deliveries @ LONG_RUN.. => Progress::new(deliveries, "{bar:40} {pos}/{len} {per_sec} {eta} left"),
+            _ => Progress::hidden(),
+        };
+        scenario.run(target, states, &clock, &mut progress).await
     } else {
         scenario.run(target, states, &clock, &mut Narrator::new(output)).await
     }

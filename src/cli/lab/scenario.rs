@@ -1,35 +1,70 @@
-//! Parts that `demo` and `replay` share: reading instance states from the store, and printing progress.
+//! Parts that `demo`, `replay`, `conformance` and `simulate` share: instance states from the store, progress, files.
 
-use std::io::IsTerminal;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::output::{Output, shown};
+use crate::cli::{Done, Exit, Failure};
 use crate::lab::scenario::{Answered, Observer, Report, Seen, Sent, States, StepReport};
-use crate::store::Reader;
+use crate::net::Url;
+use crate::store::{Reader, ViewError};
 use spid_hook::instance::State;
 
-/// States of a scenario's instances, read from the store.
-pub(crate) struct Kept<'a>(pub(crate) &'a Reader);
+/// Interval between two redraws of a progress bar.
+const TICK: Duration = Duration::from_millis(200);
 
-impl States for Kept<'_> {
-    fn state(&self, name: &str) -> Option<Seen> {
-        let rows = self.0.instances_named(name).ok()?;
-        // The names of accounts are independent. Of several instances with this name, the running scenario has changed
-        // its own last.
-        let instance = rows.into_iter().max_by_key(|row| (row.instance.updated_at, row.number))?.instance;
-        Some(Seen {
-            id: instance.id,
-            state: instance.state,
-            expires_on: instance.expires_on,
-            sku: instance.sku,
-            items: instance.items,
-        })
+/// States of a scenario's instances, read from the store.
+pub(crate) struct StoreStates<'a> {
+    pub(crate) reader: &'a Reader,
+    /// Account of all instances, if the user has named one.
+    pub(crate) account: Option<String>,
+    /// Accounts of the endpoints, by path.
+    pub(crate) accounts: BTreeMap<String, String>,
+}
+
+impl States for StoreStates<'_> {
+    fn state(&self, url: &Url, name: &str) -> Result<Option<Seen>, String> {
+        let path = url.target().split('?').next().unwrap_or_default();
+        // Each account can have an instance of this name, so another account's instance must not be taken for ours.
+        let account = self.account.as_ref().or_else(|| self.accounts.get(path));
+        match self.reader.find(name, account.map(String::as_str)) {
+            Ok(row) => Ok(Some(row.instance.into())),
+            Err(ViewError::NoInstance(_)) => Ok(None),
+            Err(error @ ViewError::Several { .. }) => Err(format!("{error}; name one with --account")),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     fn held(&self) -> u64 {
-        self.0.totals().map_or(0, |totals| totals.held)
+        self.reader.totals().map_or(0, |totals| totals.held)
     }
+}
+
+/// Completes at Ctrl-C; the caller then reports what it has so far.
+pub(crate) async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without a signal handler the future never completes, and Ctrl-C ends the process as usual.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Writes a file that the user asked for.
+pub(crate) fn write_file(path: &Path, text: &str) -> Done {
+    std::fs::write(path, text)
+        .map_err(|error| Failure::new(Exit::Io, format!("{} cannot be written: {error}", path.display())))
+}
+
+/// Refuses an address that is not this machine, unless the user has allowed it: a mistyped address must not reach a
+/// production system.
+pub(crate) fn expect_this_machine(url: &Url, yes: bool, danger: &str, hint: &'static str) -> Done {
+    if url.is_loopback() || yes {
+        return Ok(());
+    }
+    let message = format!("{} is not this machine, {danger}", url.authority());
+    Err(Failure::new(Exit::Usage, message).hint(hint))
 }
 
 /// Prints every step, request, answer and state as it happens.
@@ -122,28 +157,37 @@ pub(crate) fn briefly(body: &str) -> &str {
     end.filter(|_| !body.starts_with('{')).and_then(|end| body.get(..end)).unwrap_or(body)
 }
 
-/// Minimum number of requests of a run for which a progress bar is shown.
-const LONG_RUN: u64 = 200;
-
-/// Progress bar on stderr for long runs; drawn only on a terminal.
+/// Progress bar on stderr; drawn only on a terminal.
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    pub(crate) fn new(requests: u64) -> Progress {
-        let bar = ProgressBar::new(requests);
-        // A short run needs no bar, and a log file must not contain one.
-        if requests < LONG_RUN || !std::io::stderr().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    pub(crate) fn new(length: u64, template: &str) -> Progress {
+        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        // Keeps the bar moving while a request waits for its answer.
+        bar.enable_steady_tick(TICK);
         Progress(bar)
+    }
+
+    /// Creates a bar that is not drawn.
+    pub(crate) fn hidden() -> Progress {
+        Progress(ProgressBar::hidden())
+    }
+
+    pub(crate) fn set_message(&self, message: &'static str) {
+        self.0.set_message(message);
+    }
+
+    pub(crate) fn advance(&self) {
+        self.0.inc(1);
     }
 }
 
 impl Observer for Progress {
     fn answered(&mut self, _: &Answered) {
-        self.0.inc(1);
+        self.advance();
     }
 }
 

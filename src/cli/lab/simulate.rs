@@ -3,18 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::keys::arguments::KeyArguments;
-use crate::cli::lab::conformance::{interrupted, write};
-use crate::cli::lab::span::Span;
+use crate::cli::lab::scenario::{Progress, expect_this_machine, interrupted, write_file};
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, runtime};
-use crate::lab::simulator::Market;
-use crate::lab::simulator::ledger::{Kind, Ledger, Summary};
+use crate::lab::simulator::Simulator;
+use crate::lab::simulator::ledger::{Ledger, LossKind, Summary};
 use crate::lab::simulator::plan::Plan;
 use crate::net::Url;
 use crate::observe::limits;
+use spid_core::span::Span;
 use spid_hook::id::Id;
 use spid_hook::text::plain_json;
 use spid_hook::time::Clock;
@@ -62,10 +61,11 @@ pub(crate) struct SimulateArguments {
 }
 
 pub(crate) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Done {
-    let market = market(&arguments)?;
-    let bar = bar(arguments.orders);
-    let (ledger, summary) = runtime()?.block_on(market.play(interrupted(), |_| bar.inc(1)));
-    bar.finish_and_clear();
+    let simulator = simulator(&arguments)?;
+    let progress = Progress::new(u64::from(arguments.orders), "{bar:40} {pos}/{len} orders finished");
+    let (ledger, summary) = runtime()?.block_on(simulator.play(interrupted(), |_| progress.advance()));
+    // Clears the progress bar, so that it does not mix with the results.
+    drop(progress);
     if arguments.json {
         output.json(&summary)?;
     } else {
@@ -73,7 +73,7 @@ pub(crate) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Don
     }
     // The file comes last: if it cannot be written, the results are already printed.
     if let Some(path) = &arguments.ledger {
-        write(path, &lines(&ledger)?)?;
+        write_file(path, &lines(&ledger)?)?;
     }
     verdict(&summary, usize::try_from(arguments.orders).unwrap_or(usize::MAX))
 }
@@ -96,15 +96,14 @@ fn verdict(summary: &Summary, all: usize) -> Done {
         .hint(format!("repeat this run with --seed {}", summary.seed)))
 }
 
-fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
-    // The simulation buys for real: a mistyped address must not reach a production system.
-    if !arguments.to.is_loopback() && !arguments.yes {
-        let message =
-            format!("{} is not this machine, and the simulation really buys there", arguments.to.authority());
-        return Err(Failure::new(Exit::Usage, message)
-            .hint("add --yes to allow it; only instances that the simulation releases are given back"));
-    }
-    if arguments.day.0 > DAY_MAX.0 {
+fn simulator(arguments: &SimulateArguments) -> Result<Simulator, Failure> {
+    expect_this_machine(
+        &arguments.to,
+        arguments.yes,
+        "and the simulation really buys there",
+        "add --yes to allow it; only instances that the simulation releases are given back",
+    )?;
+    if arguments.day > DAY_MAX {
         return Err(Failure::new(Exit::Usage, format!("`--day` can be at most {DAY_MAX}")));
     }
     if !arguments.rate.is_finite() || arguments.rate <= 0.0 {
@@ -112,24 +111,17 @@ fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
     }
     let id = Id::new(Clock::System.now())
         .map_err(|error| Failure::new(Exit::Io, format!("the system's random generator failed: {error}")))?;
-    // The first bytes of an id are the time, the others are random: those make a seed of at most nine digits.
+    // The last 8 bytes of an id are random; they make a seed of at most nine digits.
     let (_, random) = id.as_bytes().split_at(8);
     let seed = random.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)) % 1_000_000_000;
     let plan = Plan::new(arguments.seed.unwrap_or(seed), arguments.orders, arguments.rate);
     let run = arguments.run.clone().unwrap_or_else(|| format!("sim-{id}"));
-    Ok(Market {
+    Ok(Simulator {
         day: arguments.day.0,
         every: arguments.retry.0,
         minute: arguments.minute.0,
-        ..Market::new(arguments.to.clone(), arguments.key.keys()?, plan, &run)
+        ..Simulator::new(arguments.to.clone(), arguments.key.keys()?, plan, &run)
     })
-}
-
-fn bar(orders: u32) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(u64::from(orders)), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders finished");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }
 
 fn lines(ledger: &Ledger) -> Result<String, Failure> {
@@ -148,14 +140,11 @@ fn lines(ledger: &Ledger) -> Result<String, Failure> {
 }
 
 fn tell(summary: &Summary, output: &mut Output) -> Done {
-    let rows: Vec<Vec<String>> = summary
-        .asked
-        .iter()
-        .map(|(name, asked)| {
-            let numbers = [asked.happened, asked.done, asked.requests].map(|number| number.to_string());
-            std::iter::once((*name).to_owned()).chain(numbers).collect()
-        })
-        .collect();
+    let mut rows = Vec::new();
+    for (name, asked) in &summary.asked {
+        let (happened, done, requests) = (asked.happened, asked.done, asked.requests);
+        rows.push(vec![name.to_string(), happened.to_string(), done.to_string(), requests.to_string()]);
+    }
     output.table(&["ASKED", "HAPPENED", "DONE", "REQUESTS"], &rows)?;
     output.line("")?;
     for entry in &summary.examples {
@@ -163,7 +152,7 @@ fn tell(summary: &Summary, output: &mut Output) -> Done {
             entry.losses.iter().map(|loss| format!("{} {}", loss.what, loss.kind.words())).collect();
         output.line(&format!("order {} ({}): {}", entry.number, shown(&entry.biz), losses.join("; ")))?;
     }
-    for kind in Kind::ALL {
+    for kind in LossKind::ALL {
         let sum = summary.losses.get(&kind).copied().unwrap_or_default();
         output.line(&format!("{:<36} {:>7}   worth {}.00", kind.words(), sum.count, sum.worth))?;
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ActArguments;
+use super::OperationArguments;
 use crate::cli::output::Output;
 use crate::cli::{Done, StoreArguments, not_there};
 use crate::store::Restored;
@@ -19,7 +19,7 @@ pub(crate) struct BackupArguments {
 }
 
 pub(crate) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
-    let (path, _) = arguments.store.place()?;
+    let (path, _) = arguments.store.location()?;
     crate::store::backup(&path, &arguments.file).map_err(not_there)?;
     output.line(&format!(
         "{} is a copy of {}; store a copy of the sealing key in another place",
@@ -31,14 +31,14 @@ pub(crate) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
 #[derive(Args)]
 pub(crate) struct RestoreArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Backup file.
     file: PathBuf,
 }
 
 pub(crate) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done {
-    let act = arguments.act.act()?;
-    let (path, options) = arguments.act.store.place()?;
+    let act = arguments.operation.note()?;
+    let (path, options) = arguments.operation.store.location()?;
     let Restored { held, missing_key } =
         crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
     output.line(&format!("{} is restored; {held} unfinished jobs are held", path.display()))?;

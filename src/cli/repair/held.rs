@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{ActArguments, say_approved};
+use super::{OperationArguments, say_approved};
 use crate::cli::output::Output;
 use crate::cli::{Done, words};
 use crate::store::Instead;
@@ -10,7 +10,7 @@ use crate::store::Instead;
 #[derive(Args)]
 pub(crate) struct ApproveArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Treat a second purchase of an instance as what it really is; `conversion`: a trial is bought for good.
     #[arg(long = "as", value_name = "WHAT", value_parser = words::approve_as())]
     instead: Option<Instead>,
@@ -21,25 +21,25 @@ pub(crate) struct ApproveArguments {
 #[derive(Args)]
 pub(crate) struct RejectArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Number of the callback, from `held list`.
     number: i64,
 }
 
 pub(crate) fn approve(arguments: ApproveArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     let approved = operations.approve(arguments.number, arguments.instead, &act)?;
     say_approved(&approved, output)
 }
 
 pub(crate) fn reject(arguments: RejectArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     operations.reject(arguments.number, &act)?;
     output.line(&format!("callback {} is rejected, and so are its redeliveries", arguments.number))
 }
 
 pub(crate) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     operations.settle(arguments.number, &act)?;
     output.line(&format!(
         "callback {} is settled: its next delivery is answered with success, and nothing runs",
@@ -50,14 +50,14 @@ pub(crate) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
 #[derive(Args)]
 pub(crate) struct DismissArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Numbers of the callbacks, from `attention`.
     #[arg(required = true)]
     numbers: Vec<i64>,
 }
 
 pub(crate) fn dismiss(arguments: DismissArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     for number in arguments.numbers {
         operations.dismiss(number, &act)?;
         output.line(&format!("callback {number} is removed from the attention list"))?;

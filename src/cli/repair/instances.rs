@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{ActArguments, answer, read_input, say_approved};
+use super::{OperationArguments, answer, read_input, say_approved};
 use crate::cli::inspect::lines::InstanceLine;
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure};
@@ -15,7 +15,7 @@ use spid_hook::callback::Answer;
 #[derive(Args)]
 pub(crate) struct CompleteArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Seller account. Needed only if several accounts have an instance with this id.
     #[arg(long)]
     account: Option<String>,
@@ -28,12 +28,12 @@ pub(crate) struct CompleteArguments {
 
 pub(crate) fn complete(arguments: CompleteArguments, output: &mut Output) -> Done {
     // The reader finds the instance; `begin` then opens the database for writing.
-    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
+    let row = arguments.operation.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
     let answer = match &arguments.answer {
         Some(path) => answer(path)?,
         None => Answer::default(),
     };
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     let action = operations.complete(row.number, &answer, &act)?;
     output.line(&format!(
         "the {action} of {} is complete; spid reports it at the next delivery",
@@ -44,7 +44,7 @@ pub(crate) fn complete(arguments: CompleteArguments, output: &mut Output) -> Don
 #[derive(Args)]
 pub(crate) struct ClaimArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Seller account. Needed only if several accounts have an instance with this id.
     #[arg(long)]
     account: Option<String>,
@@ -59,8 +59,8 @@ pub(crate) struct ClaimArguments {
 }
 
 pub(crate) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
-    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
-    let (mut operations, act) = arguments.act.begin()?;
+    let row = arguments.operation.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
+    let (mut operations, act) = arguments.operation.begin()?;
     let claim = Claim { tenant: arguments.tenant, replace: arguments.replace };
     let id = shown(&arguments.id);
     match operations.claim(row.number, &claim, &act)? {
@@ -72,7 +72,7 @@ pub(crate) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
 #[derive(Args)]
 pub(crate) struct ReleaseArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Seller account. Needed only if several accounts have an instance with this id.
     #[arg(long)]
     account: Option<String>,
@@ -81,8 +81,8 @@ pub(crate) struct ReleaseArguments {
 }
 
 pub(crate) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done {
-    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
-    let (mut operations, act) = arguments.act.begin()?;
+    let row = arguments.operation.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
+    let (mut operations, act) = arguments.operation.begin()?;
     let approved = operations.release(row.number, &act)?;
     say_approved(&approved, output)
 }
@@ -90,7 +90,7 @@ pub(crate) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done 
 #[derive(Args)]
 pub(crate) struct ImportArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Accept accounts that are not configured. Required without a configuration, because accounts cannot be checked
     /// then.
     #[arg(long)]
@@ -108,9 +108,9 @@ pub(crate) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     let imports = imports(&text, &arguments.file)?;
     // Check the accounts before the database is opened for writing.
     if !arguments.any_account {
-        check_accounts(&imports, arguments.act.store.accounts()?.as_deref())?;
+        check_accounts(&imports, arguments.operation.store.accounts()?.as_deref())?;
     }
-    let (mut operations, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.operation.begin()?;
     // A release before the import has left a tombstone, and no hook has run for it.
     let Imported { released_before } = operations.import(&imports, &act)?;
     output.line(&format!("{} instances imported", imports.len()))?;
@@ -130,13 +130,14 @@ fn check_accounts(imports: &[Import], known: Option<&[String]>) -> Result<(), Fa
             .hint("give --config FILE, or --any-account"));
     };
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let wrong = |import: &Import| {
-        let (origin, account) = (&import.origin, import.instance.account.as_str());
-        let is_known = known.contains(&account);
-        let meant = config::unknown(account, &known);
-        (!is_known).then(|| format!("{origin}: account `{account}` is not configured; {meant}"))
-    };
-    let wrong: Vec<String> = imports.iter().filter_map(wrong).collect();
+    let mut wrong = Vec::new();
+    for Import { origin, instance, .. } in imports {
+        let account = instance.account.as_str();
+        if !known.contains(&account) {
+            let meant = config::unknown(account, &known);
+            wrong.push(format!("{origin}: account `{account}` is not configured; {meant}"));
+        }
+    }
     if wrong.is_empty() {
         return Ok(());
     }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ActArguments, answer};
+use super::{OperationArguments, answer};
 use crate::cli::inspect::ids::job_id;
-use crate::cli::inspect::jobs::{listed_table, select};
+use crate::cli::inspect::jobs::select;
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, words};
 use crate::store::{AuditNote, OperationError, Operations};
@@ -17,7 +17,7 @@ use spid_hook::id::Id;
 #[derive(Args)]
 pub(crate) struct JobsArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// Ids of the jobs, or their beginnings.
     #[arg(value_name = "JOB", required_unless_present = "state", conflicts_with_all = ["state", "hook", "yes"])]
     ids: Vec<String>,
@@ -61,17 +61,17 @@ impl JobsArguments {
         let Some(state) = self.state else {
             let mut ids = Vec::new();
             for id in &self.ids {
-                ids.push(job_id(&self.act.store, id)?);
+                ids.push(job_id(&self.operation.store, id)?);
             }
-            let (mut operations, act) = self.act.begin()?;
+            let (mut operations, act) = self.operation.begin()?;
             for id in ids {
                 output.line(&on_job(&mut operations, id, &act)?)?;
             }
             return Ok(());
         };
-        let routes = self.act.store.routes(has_hook_inside, self.hook.as_deref())?;
+        let routes = self.operation.store.routes(has_hook_inside, self.hook.as_deref())?;
         let mut chosen = select(
-            &self.act.store.reader()?,
+            &self.operation.store.reader()?,
             routes.as_ref(),
             Some(state),
             self.hook.as_deref(),
@@ -81,7 +81,7 @@ impl JobsArguments {
         chosen.reverse();
         let count = chosen.len();
         if !self.yes {
-            listed_table(&chosen, output)?;
+            output.rows(&chosen)?;
             return Err(Failure::new(
                 Exit::Usage,
                 format!("{count} jobs would be {done}; nothing was changed"),
@@ -89,7 +89,7 @@ impl JobsArguments {
             .hint("add --yes to change them"));
         }
         output.line(&format!("{count} jobs"))?;
-        let (mut operations, act) = self.act.begin()?;
+        let (mut operations, act) = self.operation.begin()?;
         let mut failed = 0;
         for id in chosen.into_iter().map(|chosen| chosen.job.row.id) {
             match on_job(&mut operations, id, &act) {
@@ -113,7 +113,7 @@ impl JobsArguments {
 #[derive(Args)]
 pub(crate) struct CompleteJobArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     /// File with the answer, in the JSON of docs/hooks.md; `-` for standard input. The default is an empty answer.
     #[arg(long, value_name = "FILE")]
     answer: Option<PathBuf>,
@@ -123,8 +123,8 @@ pub(crate) struct CompleteJobArguments {
 
 pub(crate) fn complete_job(arguments: CompleteJobArguments, output: &mut Output) -> Done {
     let answer = arguments.answer.as_deref().map_or_else(|| Ok(Answer::default()), answer)?;
-    let id = job_id(&arguments.act.store, &arguments.id)?;
-    let (mut operations, act) = arguments.act.begin()?;
+    let id = job_id(&arguments.operation.store, &arguments.id)?;
+    let (mut operations, act) = arguments.operation.begin()?;
     let action = operations.complete_job(id, &answer, &act)?;
     output.line(&format!("job {id} ({action}) is complete; spid reports it at the next delivery"))
 }

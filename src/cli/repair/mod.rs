@@ -24,7 +24,7 @@ use spid_hook::time::Clock;
 
 /// Arguments of every admin operation.
 #[derive(Args)]
-pub(crate) struct ActArguments {
+pub(crate) struct OperationArguments {
     #[command(flatten)]
     pub(crate) store: StoreArguments,
     /// Reason, for the audit log.
@@ -35,31 +35,36 @@ pub(crate) struct ActArguments {
     who: Option<String>,
 }
 
-impl ActArguments {
+impl OperationArguments {
     pub(crate) fn begin(&self) -> Result<(Operations, AuditNote), Failure> {
-        let act = self.act()?;
+        let act = self.note()?;
         Ok((operations(&self.store)?, act))
     }
 
-    fn act(&self) -> Result<AuditNote, Failure> {
-        act(self.who.as_deref(), &self.why)
+    fn note(&self) -> Result<AuditNote, Failure> {
+        audit_note(self.who.as_deref(), &self.why)
     }
 }
 
 /// Audit information of an operation: the acting person and the reason.
-pub(crate) fn act(who: Option<&str>, why: &str) -> Result<AuditNote, Failure> {
+pub(crate) fn audit_note(who: Option<&str>, why: &str) -> Result<AuditNote, Failure> {
     if why.trim().is_empty() {
         return Err(Failure::new(Exit::Usage, "`--why` is empty: give a reason for the audit log"));
     }
     // Under sudo the user who called sudo is the person who acts, not root.
-    let known = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
-    let who = who.map(str::to_owned).or_else(known).unwrap_or_else(|| "unknown".to_owned());
+    let who = match who {
+        Some(who) => who.to_owned(),
+        None => ["SUDO_USER", "USER", "LOGNAME"]
+            .iter()
+            .find_map(|name| ProcessEnvironment.get(name))
+            .unwrap_or_else(|| "unknown".to_owned()),
+    };
     Ok(AuditNote { who, why: why.to_owned() })
 }
 
 /// Opens the database for admin operations.
 pub(crate) fn operations(store: &StoreArguments) -> Result<Operations, Failure> {
-    let (path, options) = store.place()?;
+    let (path, options) = store.location()?;
     Operations::open(&path, &options, Clock::System).map_err(not_there)
 }
 

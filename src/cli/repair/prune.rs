@@ -6,11 +6,11 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::cli::lab::span::Span;
 use crate::cli::output::Output;
 use crate::cli::repair;
 use crate::cli::{Done, Exit, Failure, StoreArguments};
 use crate::store::{AuditNote, PruneOptions, Pruned};
+use spid_core::span::Span;
 
 /// Progress line of a long operation; drawn only on a terminal.
 pub(crate) struct Ticker(ProgressBar, &'static str);
@@ -68,11 +68,11 @@ struct Report<'a> {
 }
 
 impl PruneArguments {
-    fn act(&self) -> Result<AuditNote, Failure> {
+    fn note(&self) -> Result<AuditNote, Failure> {
         match (&self.why, self.dry_run) {
             // A dry run changes nothing, so it needs no reason and no audit entry.
             (None, true) => Ok(AuditNote { who: String::new(), why: String::new() }),
-            (why, _) => repair::act(self.who.as_deref(), why.as_deref().unwrap_or_default()),
+            (why, _) => repair::audit_note(self.who.as_deref(), why.as_deref().unwrap_or_default()),
         }
     }
 
@@ -100,7 +100,7 @@ fn millis(age: Duration) -> Result<i64, Failure> {
 }
 
 pub(crate) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
-    let (act, options) = (arguments.act()?, arguments.options()?);
+    let (act, options) = (arguments.note()?, arguments.options()?);
     let mut operations = repair::operations(&arguments.store)?;
     let mut ticker = Ticker::new("rows examined");
     let pruned = operations.prune(options, &act, &mut |count| ticker.tell(count));

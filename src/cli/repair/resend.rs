@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::ActArguments;
+use super::OperationArguments;
 use crate::cli::develop::sign::dialect_named;
 use crate::cli::keys::arguments::KeyArguments;
 use crate::cli::lab::scenario::briefly;
@@ -16,7 +16,7 @@ use spid_hook::time::Clock;
 #[derive(Args)]
 pub(crate) struct ResendArguments {
     #[command(flatten)]
-    act: ActArguments,
+    operation: OperationArguments,
     #[command(flatten)]
     key: KeyArguments,
     /// Dialect, if the callback does not name it (an older spid did not store it). The default is that of its endpoint,
@@ -34,7 +34,7 @@ pub(crate) struct ResendArguments {
 }
 
 pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
-    let ResendArguments { act: operation, key, dialect, to, yes, number } = arguments;
+    let ResendArguments { operation, key, dialect, to, yes, number } = arguments;
     let found = operation.store.reader()?.callback(number)?;
     let (row, callback) =
         found.ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;

@@ -7,9 +7,10 @@
 //!
 //! * `cases` is the table. Every case has a stable id, a [`Level`], a rule and the page that the rule comes
 //!   from.
-//! * [`Suite::judge`] buys instances under order numbers that were never used before, runs case by case, and
+//! * [`Suite::run`] buys instances under order numbers that were never used before, runs case by case, and
 //!   releases every instance. So it can be run again and again.
-//! * [`Judgement`] is the result of a run, and [`report`] writes documents from it.
+//! * [`SelfTestReport`] is the result of a run, and [`report`] writes documents from it. It contains each [`Finding`] as
+//!   data.
 //!
 //! An SPI endpoint with one fault fails one case. A case that depends on another one lists it in `needs`, and is
 //! *not judged* if that one failed.
@@ -19,29 +20,36 @@
 //! the endpoint expects.
 
 mod cases;
-mod recipe;
+mod finding;
 pub mod report;
-mod trial;
+mod test_run;
+mod token_method;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::net::{Client, ClientOptions, Url};
+use crate::lab::exchange::Exchange;
+use crate::lab::report::Verdict;
+use crate::net::Url;
 use crate::observe::limits;
 use spid_core::dialect::Options;
+use spid_core::document::did_you_mean;
 use spid_core::signature::Keys;
-use spid_hook::id::Id;
 use spid_hook::time::Clock;
 
 pub use cases::cases;
-use trial::{Run, Trial};
+pub use finding::{AnswerSummary, Finding};
+pub use token_method::TokenMethod;
+
+use cases::Check;
+use test_run::{Discovery, SuiteRun, TestRun};
 
 /// Importance of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -66,11 +74,6 @@ impl Level {
             Level::Should => "should",
             Level::Hardening => "hardening",
         }
-    }
-
-    /// Returns the level with this word.
-    pub fn from_word(word: &str) -> Option<Level> {
-        Level::ALL.into_iter().find(|level| level.as_str() == word)
     }
 }
 
@@ -97,7 +100,8 @@ pub enum Aspect {
     /// Renewal.
     Renewal,
     /// All other changes of an instance: upgrade, expiry, release.
-    Life,
+    #[serde(rename = "life")]
+    Lifecycle,
     /// Token.
     Signature,
     /// Requests that no honest client sends.
@@ -105,9 +109,6 @@ pub enum Aspect {
 }
 
 impl Aspect {
-    /// Questions of the self-test, in its order.
-    pub const SELF_TEST: [Aspect; 5] =
-        [Aspect::Purchase, Aspect::Activation, Aspect::SignOn, Aspect::Information, Aspect::Renewal];
     /// All aspects.
     pub const ALL: [Aspect; 8] = [
         Aspect::Purchase,
@@ -115,7 +116,7 @@ impl Aspect {
         Aspect::SignOn,
         Aspect::Information,
         Aspect::Renewal,
-        Aspect::Life,
+        Aspect::Lifecycle,
         Aspect::Signature,
         Aspect::Robustness,
     ];
@@ -128,7 +129,7 @@ impl Aspect {
             Aspect::SignOn => "Single sign-on",
             Aspect::Information => "Application information",
             Aspect::Renewal => "Renewal",
-            Aspect::Life => "Upgrade, expiry, release",
+            Aspect::Lifecycle => "Upgrade, expiry, release",
             Aspect::Signature => "Token",
             Aspect::Robustness => "Forged and broken requests",
         }
@@ -149,7 +150,7 @@ pub struct Case {
     pub source: &'static str,
     /// Cases that must pass before this one says anything.
     needs: &'static [&'static str],
-    judge: cases::Judge,
+    check: Check,
 }
 
 impl fmt::Debug for Case {
@@ -158,52 +159,9 @@ impl fmt::Debug for Case {
     }
 }
 
-/// Result of a case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The rule holds.
-    Passed,
-    /// The rule does not hold.
-    Failed,
-    /// A case that this one needs has failed.
-    NotJudged,
-}
-
-impl Verdict {
-    /// Word in reports.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Passed => "passed",
-            Verdict::Failed => "failed",
-            Verdict::NotJudged => "not judged",
-        }
-    }
-}
-
-/// A request and its answer, safe to show: without tokens, passwords and license keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Exchange {
-    /// Description of the request, in a few words.
-    pub what: String,
-    /// Method.
-    pub method: &'static str,
-    /// Path and query.
-    pub target: String,
-    /// Body; empty when there is none.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub body: String,
-    /// HTTP status of the answer; `None` when there was no answer.
-    pub status: Option<u16>,
-    /// Body of the answer, or the reason why there is none.
-    pub answer: String,
-    /// Duration, in milliseconds.
-    pub duration_ms: u64,
-}
-
 /// A case and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Judged {
+pub struct CaseReport {
     /// Id of the case.
     pub id: &'static str,
     /// Importance.
@@ -216,8 +174,9 @@ pub struct Judged {
     pub source: &'static str,
     /// Result.
     pub verdict: Verdict,
-    /// Finding, in one sentence.
-    pub said: String,
+    /// Finding. In JSON it is a sentence in English.
+    #[serde(rename = "said")]
+    pub finding: Finding,
     /// Requests and answers. If there are very many, only the first and the last ones.
     pub exchanges: Vec<Exchange>,
     /// Number of exchanges that are left out.
@@ -228,7 +187,7 @@ pub struct Judged {
 
 /// Result of a whole run.
 #[derive(Debug, Clone, Serialize)]
-pub struct Judgement {
+pub struct SelfTestReport {
     /// Version of spid that ran the suite.
     pub spid: &'static str,
     /// URL of the SPI endpoint under test, without its query.
@@ -242,12 +201,12 @@ pub struct Judgement {
     /// True if the run was stopped before its end. The cases after that point are missing in `cases`.
     pub stopped: bool,
     /// Cases, in the order of the table.
-    pub cases: Vec<Judged>,
+    pub cases: Vec<CaseReport>,
     /// Ids of instances that were created and could not be released. An operator must release them.
     pub left_behind: Vec<String>,
 }
 
-impl Judgement {
+impl SelfTestReport {
     /// Returns the number of cases with this result.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.cases.iter().filter(|case| case.verdict == verdict).count()
@@ -261,9 +220,9 @@ impl Judgement {
 
 /// Reason why nothing could be tested.
 #[derive(Debug, thiserror::Error)]
-pub enum Unjudged {
+pub enum SuiteError {
     /// Unknown case id.
-    #[error("unknown case `{0}`; the cases are: {known}", known = known())]
+    #[error("unknown case `{0}`{near}; the cases are: {known}", near = did_you_mean(.0, case_ids()), known = case_ids().collect::<Vec<_>>().join(", "))]
     NoSuchCase(String),
     /// No answer at all to the first request.
     #[error("no answer from {receiver}: {cause}")]
@@ -278,45 +237,45 @@ pub enum Unjudged {
     NoRandomness(#[from] getrandom::Error),
 }
 
-fn known() -> String {
-    cases().iter().map(|case| case.id).collect::<Vec<_>>().join(", ")
+fn case_ids() -> impl Iterator<Item = &'static str> {
+    cases().iter().map(|case| case.id)
 }
 
 /// Observer of a run.
-pub trait Watcher: Send {
+pub trait SuiteObserver: Send {
     /// Called before a case starts.
-    fn begins(&mut self, case: &Case) {
+    fn case_started(&mut self, case: &Case) {
         let _ = case;
     }
 
     /// Called after a case has ended.
-    fn judged(&mut self, case: &Judged) {
+    fn case_ended(&mut self, case: &CaseReport) {
         let _ = case;
     }
 }
 
 /// Observer that does nothing.
-impl Watcher for () {}
+impl SuiteObserver for () {}
 
-/// Goods that the simulated buyer buys.
+/// Product that the simulated buyer buys, and the buyer.
 #[derive(Debug, Clone)]
-pub struct Goods {
+pub struct TestProduct {
     /// `productCode`.
-    pub product: String,
+    pub code: String,
     /// `skuId`.
     pub sku: String,
     /// `skuId` that an upgrade changes to.
-    pub upgrade: String,
+    pub upgrade_sku: String,
     /// `aliUid`.
     pub buyer: String,
 }
 
-impl Default for Goods {
-    fn default() -> Goods {
-        Goods {
-            product: "cmgj000001".to_owned(),
+impl Default for TestProduct {
+    fn default() -> TestProduct {
+        TestProduct {
+            code: "cmgj000001".to_owned(),
             sku: "yuncode0000100001".to_owned(),
-            upgrade: "yuncode0000100002".to_owned(),
+            upgrade_sku: "yuncode0000100002".to_owned(),
             buyer: "1234567890123456".to_owned(),
         }
     }
@@ -337,8 +296,8 @@ pub struct Suite {
     pub level: Level,
     /// Ids of the only cases to run, with the cases that they need; empty for all.
     pub only: BTreeSet<String>,
-    /// Goods to buy.
-    pub goods: Goods,
+    /// Product to buy.
+    pub product: TestProduct,
     /// Time zone of dates without a zone.
     pub zone: TimeZone,
     /// Time limit for every answer.
@@ -360,7 +319,7 @@ impl Suite {
             sign_on: None,
             level: Level::Hardening,
             only: BTreeSet::new(),
-            goods: Goods::default(),
+            product: TestProduct::default(),
             zone: Options::default().timezone,
             within: Duration::from_millis(limits::CONFORMANCE_ANSWER_MS),
             every: Duration::from_millis(limits::CONFORMANCE_RETRY_MS),
@@ -372,11 +331,11 @@ impl Suite {
     /// Returns the selected cases: those of the level or of the list, and the cases that they need.
     ///
     /// # Errors
-    /// [`Unjudged::NoSuchCase`], if an id is unknown.
-    pub fn selected(&self) -> Result<Vec<&'static Case>, Unjudged> {
+    /// [`SuiteError::NoSuchCase`], if an id is unknown.
+    pub fn selected(&self) -> Result<Vec<&'static Case>, SuiteError> {
         let mut wanted: BTreeSet<&str> = BTreeSet::new();
         for id in &self.only {
-            let case = find(id).ok_or_else(|| Unjudged::NoSuchCase(id.clone()))?;
+            let case = find(id).ok_or_else(|| SuiteError::NoSuchCase(id.clone()))?;
             include(case, &mut wanted);
         }
         // A list of ids overrides the level.
@@ -389,98 +348,94 @@ impl Suite {
     /// Tests the SPI endpoint.
     ///
     /// # Errors
-    /// [`Unjudged`], if there is no endpoint to test. An endpoint that answers nonsense is tested.
-    pub async fn judge(&self, watcher: &mut dyn Watcher) -> Result<Judgement, Unjudged> {
-        self.judge_until(std::future::pending(), watcher).await
+    /// [`SuiteError`], if there is no endpoint to test. An endpoint that answers nonsense is tested.
+    pub async fn run(&self, observer: &mut dyn SuiteObserver) -> Result<SelfTestReport, SuiteError> {
+        self.run_until(std::future::pending(), observer).await
     }
 
     /// Tests the SPI endpoint until `stop`. Purchased instances are released in any case.
     ///
     /// # Errors
-    /// See [`Suite::judge`].
-    pub async fn judge_until(
+    /// See [`Suite::run`].
+    pub async fn run_until(
         &self,
         stop: impl Future<Output = ()>,
-        watcher: &mut dyn Watcher,
-    ) -> Result<Judgement, Unjudged> {
+        observer: &mut dyn SuiteObserver,
+    ) -> Result<SelfTestReport, SuiteError> {
         let selected = self.selected()?;
         let began_at = self.clock.now();
-        let orders = trial::Orders::from(Id::new(began_at)?);
-        let client = self.client();
-        let run = Arc::new(Run { suite: self.clone(), client, orders, slowest: Mutex::default() });
-        let (mut stop, mut stopped) = (pin!(stop), false);
+        let run = Arc::new(SuiteRun::new(self)?);
+        let mut stop = pin!(stop);
         // Before the first case: find out how the endpoint computes its token.
-        let mut first = trial::Learning::new(&run);
-        tokio::select! {
-            biased;
-            () = &mut stop => stopped = true,
-            order_details = first.learn() => order_details?,
-        }
-        let (learnt, mut made) = first.end();
-        let learnt = Arc::new(learnt);
-        let mut judged: Vec<Judged> = Vec::new();
-        for case in selected.into_iter().filter(|_| !stopped).collect::<Vec<_>>() {
-            watcher.begins(case);
-            let mut trial = Trial::new(run.clone(), learnt.clone());
-            let one = tokio::select! {
-                // Check `stop` first, so that no further case starts after it.
-                biased;
-                () = &mut stop => None,
-                one = self.one(&mut trial, case, &judged) => Some(one),
-            };
-            // A case that was stopped halfway may have created instances too.
-            made.append(&mut trial.made);
-            let Some(one) = one else {
-                stopped = true;
+        let mut first = TestRun::new(run.clone(), Arc::default());
+        let mut discovery = Discovery::default();
+        let found = unless_stopped(stop.as_mut(), first.discover(&mut discovery)).await;
+        let mut stopped = found.transpose()?.is_none();
+        discovery.exchanges = first.exchanges;
+        let (discovery, mut created) = (Arc::new(discovery), first.created);
+        let mut cases: Vec<CaseReport> = Vec::new();
+        for case in selected {
+            if stopped {
                 break;
-            };
-            watcher.judged(&one);
-            judged.push(one);
+            }
+            observer.case_started(case);
+            let mut test = TestRun::new(run.clone(), discovery.clone());
+            let report = unless_stopped(stop.as_mut(), self.run_case(&mut test, case, &cases)).await;
+            // A case that was stopped halfway may have created instances too.
+            created.append(&mut test.created);
+            stopped = report.is_none();
+            if let Some(report) = report {
+                observer.case_ended(&report);
+                cases.push(report);
+            }
         }
         // Release the instances after a stop too: none may remain at a live endpoint.
-        let left_behind = trial::give_back(&run, &learnt, made).await;
-        Ok(Judgement {
+        let left_behind = TestRun::new(run, discovery).release_all(created).await;
+        Ok(SelfTestReport {
             spid: env!("CARGO_PKG_VERSION"),
             receiver: self.url.to_string(),
             began_at,
             level: self.level,
-            passed: !stopped && judged.iter().all(|case| case.verdict == Verdict::Passed),
+            passed: !stopped && cases.iter().all(|case| case.verdict == Verdict::Passed),
             stopped,
-            cases: judged,
+            cases,
             left_behind,
         })
     }
 
-    async fn one(&self, trial: &mut Trial, case: &'static Case, before: &[Judged]) -> Judged {
+    async fn run_case(&self, test: &mut TestRun, case: &'static Case, before: &[CaseReport]) -> CaseReport {
         let begin = self.clock.now();
-        let (verdict, said) = match unmet(case, before) {
-            Some(unmet) => (Verdict::NotJudged, format!("needs `{unmet}`, which did not pass")),
+        let (verdict, finding) = match unmet(case, before) {
+            Some(case) => (Verdict::NotJudged, Finding::Needs { case }),
             // An `Err` is the finding of a failed case, not a fault of the suite.
-            None => match (case.judge)(trial).await {
-                Ok(said) => (Verdict::Passed, said),
-                Err(said) => (Verdict::Failed, said),
+            None => match case.check.run(test).await {
+                Ok(finding) => (Verdict::Passed, finding),
+                Err(finding) => (Verdict::Failed, finding),
             },
         };
         let duration_ms = self.clock.now().as_millisecond().saturating_sub(begin.as_millisecond());
-        Judged {
+        CaseReport {
             id: case.id,
             level: case.level,
             aspect: case.aspect,
             rule: case.rule,
             source: case.source,
             verdict,
-            said,
-            exchanges: std::mem::take(&mut trial.exchanges),
-            left_out: trial.left_out,
+            finding,
+            exchanges: std::mem::take(&mut test.exchanges),
+            left_out: test.left_out,
             duration_ms: u64::try_from(duration_ms).unwrap_or_default(),
         }
     }
+}
 
-    /// Creates a client that waits longer than the time limit, so that a late answer is measured as late.
-    fn client(&self) -> Client {
-        let connect = Duration::from_millis(limits::HEADERS_READ_MS);
-        let total = connect + self.within.saturating_mul(2) + Duration::from_millis(limits::BODY_READ_MS);
-        Client::new(ClientOptions { connect, total, ..ClientOptions::default() })
+/// Returns the result of the work, or `None` if `stop` comes first. A stop is checked first, so that no work begins
+/// after it.
+async fn unless_stopped<T>(stop: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = stop => None,
+        done = work => Some(done),
     }
 }
 
@@ -495,9 +450,12 @@ fn include(case: &'static Case, wanted: &mut BTreeSet<&str>) {
 }
 
 /// Returns the first needed case that has run and not passed. A needed case that was not selected is ignored.
-fn unmet(case: &Case, before: &[Judged]) -> Option<&'static str> {
-    let failed = |id: &&&'static str| before.iter().any(|it| it.id == **id && it.verdict != Verdict::Passed);
-    case.needs.iter().find(failed).copied()
+fn unmet(case: &Case, before: &[CaseReport]) -> Option<&'static str> {
+    case.needs.iter().find(|id| has_not_passed(before, id)).copied()
+}
+
+fn has_not_passed(cases: &[CaseReport], id: &str) -> bool {
+    cases.iter().any(|case| case.id == id && case.verdict != Verdict::Passed)
 }
 
 #[cfg(test)]
@@ -536,13 +494,13 @@ mod tests {
         assert_eq!(ids.last(), Some(&"token-short"));
         assert!(ids.contains(&"create") && ids.contains(&"wrong-token"), "{ids:?}");
         suite.only = BTreeSet::from(["nonsense".to_owned()]);
-        assert!(matches!(suite.selected(), Err(Unjudged::NoSuchCase(id)) if id == "nonsense"));
+        assert!(matches!(suite.selected(), Err(SuiteError::NoSuchCase(id)) if id == "nonsense"));
     }
 
     #[tokio::test]
     async fn stop_before_the_first_purchase_ends_the_run() {
         // No endpoint listens there, so any request would end the run with an error.
-        let judged = suite().judge_until(std::future::ready(()), &mut ()).await.unwrap();
-        assert!(judged.stopped && !judged.passed && judged.cases.is_empty());
+        let report = suite().run_until(std::future::ready(()), &mut ()).await.unwrap();
+        assert!(report.stopped && !report.passed && report.cases.is_empty());
     }
 }

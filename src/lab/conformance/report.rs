@@ -1,4 +1,4 @@
-//! Reports: a [`Judgement`] as a document that a seller can attach, in Markdown or as one self-contained HTML
+//! Reports: a [`SelfTestReport`] as a document that a seller can attach, in Markdown or as one self-contained HTML
 //! page.
 //!
 //! Before a product is listed, its seller tests it and sends a report. The vendor's template is not public
@@ -8,7 +8,9 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{Aspect, Exchange, Judged, Judgement, Verdict};
+use super::{Aspect, CaseReport, SelfTestReport};
+use crate::lab::exchange::Exchange;
+use crate::lab::report::{Report, TestReport, Verdict};
 use spid_hook::text::is_plain;
 
 /// Questions of the vendor's self-test: aspect, question, and the check that only a person can do.
@@ -40,10 +42,9 @@ const ASKED: [(Aspect, &str, &str); 5] = [
     ),
 ];
 
-/// Returns the result of all cases about `aspect`, as verdict, number passed, and total; `None` when none was
-/// run.
-fn summary(judgement: &Judgement, aspect: Aspect) -> Option<(Verdict, usize, usize)> {
-    let cases: Vec<&Judged> = judgement.cases.iter().filter(|case| case.aspect == aspect).collect();
+/// Returns the result of all cases about `aspect`, with its text.
+fn summary(report: &SelfTestReport, aspect: Aspect) -> (Verdict, String) {
+    let cases: Vec<&CaseReport> = report.cases.iter().filter(|case| case.aspect == aspect).collect();
     let passed = cases.iter().filter(|case| case.verdict == Verdict::Passed).count();
     let failed = cases.iter().any(|case| case.verdict == Verdict::Failed);
     let verdict = match (failed, passed == cases.len()) {
@@ -51,67 +52,98 @@ fn summary(judgement: &Judgement, aspect: Aspect) -> Option<(Verdict, usize, usi
         (false, true) => Verdict::Passed,
         (false, false) => Verdict::NotJudged,
     };
-    (!cases.is_empty()).then_some((verdict, passed, cases.len()))
-}
-
-fn said_of(judgement: &Judgement, aspect: Aspect) -> (Verdict, String) {
-    match summary(judgement, aspect) {
-        Some((verdict, passed, all)) => (verdict, format!("{}: {passed} of {all} cases", verdict.as_str())),
-        None => (Verdict::NotJudged, "not judged".to_owned()),
+    match cases.len() {
+        0 => (Verdict::NotJudged, Verdict::NotJudged.as_str().to_owned()),
+        all => (verdict, format!("{}: {passed} of {all} cases", verdict.as_str())),
     }
 }
 
-fn verdict_of(judgement: &Judgement) -> String {
-    let count = |verdict| judgement.count(verdict);
-    let stopped = if judgement.stopped { "; stopped before its end" } else { "" };
+fn verdict_of(report: &SelfTestReport) -> String {
+    let count = |verdict| report.count(verdict);
+    let stopped = if report.stopped { "; stopped before its end" } else { "" };
     format!(
         "{} of {} cases passed, {} failed, {} not judged{stopped}",
         count(Verdict::Passed),
-        judgement.cases.len(),
+        report.cases.len(),
         count(Verdict::Failed),
         count(Verdict::NotJudged)
     )
 }
 
+impl From<&SelfTestReport> for Report {
+    fn from(report: &SelfTestReport) -> Report {
+        let mut tests = Vec::new();
+        for case in &report.cases {
+            tests.push(TestReport {
+                name: case.id.to_owned(),
+                verdict: case.verdict,
+                summary: case.finding.to_string(),
+                details: case.details().join("\n"),
+                duration_ms: case.duration_ms,
+            });
+        }
+        Report { name: format!("conformance of {}", report.receiver), tests }
+    }
+}
+
+impl CaseReport {
+    /// Returns the rule, the source of the rule and the exchanges, line by line.
+    pub fn details(&self) -> Vec<String> {
+        let mut lines = vec![self.rule.to_owned(), format!("source: {}", self.source)];
+        for exchange in &self.exchanges {
+            let Exchange { what, method, target, body, answer, duration_ms, .. } = exchange;
+            lines.extend([format!("{what}:"), format!("  -> {method} {target}")]);
+            if !body.is_empty() {
+                lines.push(format!("     {body}"));
+            }
+            lines.push(format!("  <- {} {answer} ({duration_ms} ms)", exchange.status_text()));
+        }
+        if self.left_out > 0 {
+            lines.push(format!("… and {} similar ones", self.left_out));
+        }
+        lines
+    }
+}
+
 /// Writes the result of a run as Markdown.
-pub fn markdown(judgement: &Judgement) -> String {
+pub fn markdown(report: &SelfTestReport) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let _ = write_markdown(judgement, &mut text);
+    let _ = write_markdown(report, &mut text);
     text
 }
 
-fn write_markdown(judgement: &Judgement, text: &mut String) -> fmt::Result {
+fn write_markdown(report: &SelfTestReport, text: &mut String) -> fmt::Result {
     writeln!(text, "# Self-test of an SPI endpoint\n")?;
-    writeln!(text, "* receiver: {}", in_markdown(&judgement.receiver))?;
-    writeln!(text, "* judged: {}, by spid {}", judgement.began_at, judgement.spid)?;
-    writeln!(text, "* level: {}", judgement.level)?;
-    writeln!(text, "* result: **{}**\n", verdict_of(judgement))?;
+    writeln!(text, "* receiver: {}", in_markdown(&report.receiver))?;
+    writeln!(text, "* judged: {}, by spid {}", report.began_at, report.spid)?;
+    writeln!(text, "* level: {}", report.level)?;
+    writeln!(text, "* result: **{}**\n", verdict_of(report))?;
     writeln!(text, "## What the marketplace's self-test asks\n")?;
     writeln!(text, "| | asked | result |\n|---|---|---|")?;
     for (aspect, asked, _) in ASKED {
-        writeln!(text, "| {} | {asked} | {} |", aspect.title(), said_of(judgement, aspect).1)?;
+        writeln!(text, "| {} | {asked} | {} |", aspect.title(), summary(report, aspect).1)?;
     }
     writeln!(text, "\nCheck by hand:\n")?;
     for (_, _, by_hand) in ASKED {
         writeln!(text, "- [ ] {by_hand}")?;
     }
     for aspect in Aspect::ALL {
-        write_markdown_cases(judgement, aspect, text)?;
+        write_markdown_cases(report, aspect, text)?;
     }
-    write_markdown_findings(judgement, text)?;
-    if !judgement.left_behind.is_empty() {
+    write_markdown_findings(report, text)?;
+    if !report.left_behind.is_empty() {
         writeln!(text, "\n## To be released by hand\n")?;
         writeln!(text, "These instances were bought and could not be released.\n")?;
-        for id in &judgement.left_behind {
+        for id in &report.left_behind {
             writeln!(text, "* {}", in_markdown(id))?;
         }
     }
     Ok(())
 }
 
-fn write_markdown_cases(judgement: &Judgement, aspect: Aspect, text: &mut String) -> fmt::Result {
-    let mut cases = judgement.cases.iter().filter(|case| case.aspect == aspect).peekable();
+fn write_markdown_cases(report: &SelfTestReport, aspect: Aspect, text: &mut String) -> fmt::Result {
+    let mut cases = report.cases.iter().filter(|case| case.aspect == aspect).peekable();
     if cases.peek().is_none() {
         return Ok(());
     }
@@ -121,17 +153,17 @@ fn write_markdown_cases(judgement: &Judgement, aspect: Aspect, text: &mut String
         aspect.title()
     )?;
     for case in cases {
-        let Judged { id, level, rule, .. } = case;
-        let (verdict, said) = (case.verdict.as_str(), in_markdown(&case.said));
+        let CaseReport { id, level, rule, .. } = case;
+        let (verdict, said) = (case.verdict.as_str(), in_markdown(&case.finding.to_string()));
         writeln!(text, "| `{id}` | {level} | {verdict} | {rule} | {said} |")?;
     }
     Ok(())
 }
 
-fn write_markdown_findings(judgement: &Judgement, text: &mut String) -> fmt::Result {
-    for case in judgement.cases.iter().filter(|case| case.verdict == Verdict::Failed) {
+fn write_markdown_findings(report: &SelfTestReport, text: &mut String) -> fmt::Result {
+    for case in report.cases.iter().filter(|case| case.verdict == Verdict::Failed) {
         writeln!(text, "\n## Failed: `{}`\n", case.id)?;
-        writeln!(text, "{} ({})\n\n{}\n", case.rule, case.source, in_markdown(&case.said))?;
+        writeln!(text, "{} ({})\n\n{}\n", case.rule, case.source, in_markdown(&case.finding.to_string()))?;
         for exchange in &case.exchanges {
             let block = exchange_text(exchange);
             // A fence longer than every run of backticks in the block, so that the answer cannot close it.
@@ -165,7 +197,7 @@ fn longest_run(text: &str, of: char) -> usize {
 fn exchange_text(exchange: &Exchange) -> String {
     let Exchange { method, target, body, answer, duration_ms, .. } = exchange;
     let body = if body.is_empty() { String::new() } else { format!("\n\n{body}") };
-    let status = exchange.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let status = exchange.status_text();
     let text = format!("{method} {target}{body}\n\n{status} after {duration_ms} ms\n{answer}");
     // Remove control characters, but keep line ends: the block has several lines.
     text.chars().filter(|c| *c == '\n' || is_plain(*c)).collect()
@@ -195,16 +227,16 @@ ul.check{list-style:none;padding:0}ul.check li::before{content:\"\\2610\\00a0\\0
 @media print{details{break-inside:avoid}}";
 
 /// Writes the result of a run as an HTML page.
-pub fn html(judgement: &Judgement) -> String {
+pub fn html(report: &SelfTestReport) -> String {
     let mut page = String::new();
     // Writing to a string cannot fail.
-    let _ = write_html(judgement, &mut page);
+    let _ = write_html(report, &mut page);
     page
 }
 
-fn write_html(judgement: &Judgement, page: &mut String) -> fmt::Result {
+fn write_html(report: &SelfTestReport, page: &mut String) -> fmt::Result {
     // The policy allows no scripts, because the page shows text from the endpoint.
-    let receiver = escaped(&judgement.receiver);
+    let receiver = escaped(&report.receiver);
     write!(
         page,
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -213,29 +245,29 @@ fn write_html(judgement: &Judgement, page: &mut String) -> fmt::Result {
          <title>Self-test of {receiver}</title><style>{STYLE}</style></head>\n<body><main>\n\
          <h1>Self-test of an SPI endpoint</h1>\n\
          <p class=\"dim\">{receiver}<br>judged {} by spid {}, level {}<br>{}</p>\n",
-        judgement.began_at,
-        judgement.spid,
-        judgement.level,
-        verdict_of(judgement)
+        report.began_at,
+        report.spid,
+        report.level,
+        verdict_of(report)
     )?;
-    write_html_tiles(judgement, page)?;
-    write_html_asked(judgement, page)?;
+    write_html_tiles(report, page)?;
+    write_html_asked(report, page)?;
     for aspect in Aspect::ALL {
-        write_html_cases(judgement, aspect, page)?;
+        write_html_cases(report, aspect, page)?;
     }
-    if !judgement.left_behind.is_empty() {
+    if !report.left_behind.is_empty() {
         page.push_str("<h2>To be released by hand</h2>\n<p>Bought, but not released:</p><ul>");
-        judgement.left_behind.iter().try_for_each(|id| write!(page, "<li>{}</li>", escaped(id)))?;
+        report.left_behind.iter().try_for_each(|id| write!(page, "<li>{}</li>", escaped(id)))?;
         page.push_str("</ul>\n");
     }
     page.push_str("</main></body></html>\n");
     Ok(())
 }
 
-fn write_html_tiles(judgement: &Judgement, page: &mut String) -> fmt::Result {
+fn write_html_tiles(report: &SelfTestReport, page: &mut String) -> fmt::Result {
     page.push_str("<div class=\"tiles\">");
     for verdict in [Verdict::Passed, Verdict::Failed, Verdict::NotJudged] {
-        let (count, class) = (judgement.count(verdict), class_of(verdict));
+        let (count, class) = (report.count(verdict), class_of(verdict));
         // "0 failed" must not look alarming.
         let class = if count == 0 { "dim" } else { class };
         write!(page, "<div class=\"tile\"><b class=\"{class}\">{count}</b>{}</div>", verdict.as_str())?;
@@ -244,10 +276,10 @@ fn write_html_tiles(judgement: &Judgement, page: &mut String) -> fmt::Result {
     Ok(())
 }
 
-fn write_html_asked(judgement: &Judgement, page: &mut String) -> fmt::Result {
+fn write_html_asked(report: &SelfTestReport, page: &mut String) -> fmt::Result {
     page.push_str("<h2>What the marketplace's self-test asks</h2>\n<table>");
     for (aspect, asked, _) in ASKED {
-        let (verdict, said) = said_of(judgement, aspect);
+        let (verdict, said) = summary(report, aspect);
         let (title, class) = (aspect.title(), class_of(verdict));
         write!(page, "<tr><th>{title}</th><td>{asked}</td><td class=\"{class}\">{said}</td></tr>")?;
     }
@@ -257,8 +289,8 @@ fn write_html_asked(judgement: &Judgement, page: &mut String) -> fmt::Result {
     Ok(())
 }
 
-fn write_html_cases(judgement: &Judgement, aspect: Aspect, page: &mut String) -> fmt::Result {
-    let mut cases = judgement.cases.iter().filter(|case| case.aspect == aspect).peekable();
+fn write_html_cases(report: &SelfTestReport, aspect: Aspect, page: &mut String) -> fmt::Result {
+    let mut cases = report.cases.iter().filter(|case| case.aspect == aspect).peekable();
     if cases.peek().is_none() {
         return Ok(());
     }
@@ -266,8 +298,8 @@ fn write_html_cases(judgement: &Judgement, aspect: Aspect, page: &mut String) ->
     cases.try_for_each(|case| write_html_case(case, page))
 }
 
-fn write_html_case(case: &Judged, page: &mut String) -> fmt::Result {
-    let Judged { id, level, rule, .. } = case;
+fn write_html_case(case: &CaseReport, page: &mut String) -> fmt::Result {
+    let CaseReport { id, level, rule, .. } = case;
     let open = if case.verdict == Verdict::Failed { " open" } else { "" };
     write!(
         page,
@@ -277,7 +309,7 @@ fn write_html_case(case: &Judged, page: &mut String) -> fmt::Result {
         class_of(case.verdict),
         case.verdict.as_str(),
         escaped(rule),
-        escaped(&case.said),
+        escaped(&case.finding.to_string()),
         escaped(case.source),
     )?;
     for exchange in &case.exchanges {
@@ -318,12 +350,12 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Level;
+    use super::super::{Finding, Level};
     use super::*;
 
     const HOSTILE: &str = "</pre><script>alert(1)</script> | **bold** ```\n# heading & 'x' \"y\" \u{1b}[2J";
 
-    fn judgement() -> Judgement {
+    fn report() -> SelfTestReport {
         let exchange = Exchange {
             what: HOSTILE.to_owned(),
             method: "GET",
@@ -333,19 +365,19 @@ mod tests {
             answer: HOSTILE.to_owned(),
             duration_ms: 7,
         };
-        let case = |id, aspect, verdict| Judged {
+        let case = |id, aspect, verdict| CaseReport {
             id,
             level: Level::Must,
             aspect,
             rule: "A rule.",
             source: "help.example",
             verdict,
-            said: HOSTILE.to_owned(),
+            finding: Finding::Unsendable { error: HOSTILE.to_owned() },
             exchanges: vec![exchange.clone()],
             left_out: 2,
             duration_ms: 9,
         };
-        Judgement {
+        SelfTestReport {
             spid: "0",
             receiver: HOSTILE.to_owned(),
             began_at: "2026-01-01T00:00:00Z".parse().unwrap(),
@@ -363,10 +395,10 @@ mod tests {
 
     #[test]
     fn nothing_a_receiver_says_is_markup() {
-        let page = html(&judgement());
+        let page = html(&report());
         assert!(!page.contains("<script") && !page.contains("</pre><script"), "{page}");
         assert_eq!(page.matches("<pre>").count(), page.matches("</pre>").count());
-        let text = markdown(&judgement());
+        let text = markdown(&report());
         let outside_of_fences: String = text.split("````").step_by(2).collect();
         assert!(
             !outside_of_fences.contains("<script") && !outside_of_fences.contains("\n# heading"),
@@ -382,17 +414,15 @@ mod tests {
 
     #[test]
     fn what_was_stopped_says_so() {
-        let stopped = Judgement { stopped: true, ..judgement() };
-        for (text, whole) in
-            [(markdown(&stopped), markdown(&judgement())), (html(&stopped), html(&judgement()))]
-        {
+        let stopped = SelfTestReport { stopped: true, ..report() };
+        for (text, whole) in [(markdown(&stopped), markdown(&report())), (html(&stopped), html(&report()))] {
             assert!(text.contains("stopped before its end") && !whole.contains("stopped"), "{text}");
         }
     }
 
     #[test]
     fn the_page_needs_nothing_else() {
-        let page = html(&judgement());
+        let page = html(&report());
         for outside in ["http://", "https://", "src=", "url(", "@import", "<link"] {
             assert!(!page.contains(outside), "{outside}");
         }
@@ -400,7 +430,7 @@ mod tests {
 
     #[test]
     fn every_question_of_the_self_test_has_its_answer() {
-        let text = markdown(&judgement());
+        let text = markdown(&report());
         assert!(
             text.contains(
                 "| Activation | The buyer's console shows it as activated. | passed: 1 of 1 cases |"
@@ -412,8 +442,8 @@ mod tests {
             text.contains("## Failed: `renew`")
                 && text.contains("**1 of 3 cases passed, 1 failed, 1 not judged**")
         );
-        for aspect in Aspect::SELF_TEST {
-            assert!(html(&judgement()).contains(&format!("<th>{}</th>", aspect.title())));
+        for (aspect, ..) in ASKED {
+            assert!(html(&report()).contains(&format!("<th>{}</th>", aspect.title())));
         }
     }
 }

@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::value::{Known, Template, read_instant};
+use super::value::{Template, Variables, read_instant};
 use crate::lab::exchange as shown;
 use crate::net::ClientResponse;
 use spid_core::query::without_tokens;
-use spid_hook::instance::State;
+use spid_hook::instance::{Instance, State};
 use spid_hook::json::Json;
 use spid_hook::text::plain;
 
@@ -39,13 +39,10 @@ impl Failure {
         actual: impl Into<String>,
     ) -> Failure {
         // Escape and mask all of it: it is printed, and the SPI endpoint under test may have written any part of it.
-        let shown = |text: String| plain(&without_tokens(&text)).into_owned();
-        Failure {
-            delivery: None,
-            what: shown(what.into()),
-            expected: shown(expected.into()),
-            actual: shown(actual.into()),
-        }
+        let shown = [what.into(), expected.into(), actual.into()]
+            .map(|text: String| plain(&without_tokens(&text)).into_owned());
+        let [what, expected, actual] = shown;
+        Failure { delivery: None, what, expected, actual }
     }
 }
 
@@ -60,7 +57,7 @@ impl std::fmt::Display for Failure {
 }
 
 /// A sold instance, as far as a scenario can check it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The id that the marketplace knows, once there is one.
     pub id: Option<String>,
@@ -74,6 +71,13 @@ pub struct Seen {
     pub items: BTreeMap<String, String>,
 }
 
+impl From<Instance> for Seen {
+    fn from(instance: Instance) -> Seen {
+        let Instance { id, state, expires_on, sku, items, .. } = instance;
+        Seen { id, state, expires_on, sku, items }
+    }
+}
+
 /// Expectations of a step. A value that is not mentioned may be anything, except the status.
 #[derive(Debug, Clone)]
 pub(super) struct Expectation {
@@ -83,7 +87,8 @@ pub(super) struct Expectation {
     pub(super) json: Option<Pattern>,
     /// Name of the instance to check; `None` for that of the callback.
     pub(super) instance: Option<Template>,
-    pub(super) state: Option<WantedState>,
+    /// State that the instance must have; `Some(None)` if there must be no such instance.
+    pub(super) state: Option<Option<State>>,
     pub(super) expires_on: Option<Template>,
     pub(super) sku: Option<Template>,
     pub(super) items: Vec<(String, Template)>,
@@ -106,31 +111,6 @@ impl Default for Expectation {
             items: Vec::new(),
             held: None,
             within: Duration::ZERO,
-        }
-    }
-}
-
-/// State that an instance must have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WantedState {
-    /// There must be no such instance.
-    None,
-    /// The instance must have this state.
-    Is(State),
-}
-
-impl WantedState {
-    /// All words that a fixture may use.
-    pub(super) const WORDS: [&str; 5] = ["pending", "active", "frozen", "released", "none"];
-
-    pub(super) fn from_word(word: &str) -> Option<WantedState> {
-        if word == "none" { Some(WantedState::None) } else { State::from_word(word).map(WantedState::Is) }
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            WantedState::None => "none",
-            WantedState::Is(state) => state.as_str(),
         }
     }
 }
@@ -161,7 +141,7 @@ impl Expectation {
     }
 
     /// Returns the differences in an answer.
-    pub(super) fn check_answer(&self, answer: &ClientResponse, known: &Known) -> Vec<Failure> {
+    pub(super) fn check_answer(&self, answer: &ClientResponse, known: &Variables) -> Vec<Failure> {
         let mut failures = Vec::new();
         let body = String::from_utf8_lossy(&answer.body);
         if answer.status != self.status {
@@ -199,35 +179,32 @@ impl Expectation {
         &self,
         name: &str,
         seen: Option<&Seen>,
-        known: &Known,
+        known: &Variables,
         zone: &TimeZone,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        let state = seen.map_or("none", |seen| seen.state.as_str());
-        if let Some(wanted) = self.state.map(WantedState::as_str).filter(|wanted| *wanted != state) {
+        let state = seen.map(|seen| seen.state);
+        if let Some(wanted) = self.state.filter(|wanted| *wanted != state) {
+            let [wanted, state] = [wanted, state].map(|state| state.map_or("none", State::as_str));
             failures.push(Failure::new(format!("state of `{name}`"), wanted, state));
         }
         if let Some(wanted) = self.expires_on.as_ref().map(|wanted| wanted.fill(known)) {
             let actual = seen.and_then(|seen| seen.expires_on);
             // Compare instants, because one time can be written in several ways.
             if read_instant(&wanted, zone).is_none_or(|wanted| actual != Some(wanted)) {
-                failures.push(Failure::new(
-                    "expires_on",
-                    wanted,
-                    or_nothing(actual.map(|at| at.to_string())),
-                ));
+                let actual = actual.map(|at| at.to_string());
+                failures.push(Failure::new("expires_on", wanted, or_nothing(actual)));
             }
         }
-        if let Some(wanted) = self.sku.as_ref().map(|wanted| wanted.fill(known)) {
-            let actual = seen.and_then(|seen| seen.sku.clone());
+        let sku =
+            self.sku.iter().map(|wanted| ("sku".to_owned(), wanted, seen.and_then(|seen| seen.sku.clone())));
+        let items = self.items.iter().map(|(item, wanted)| {
+            (format!("items.{item}"), wanted, seen.and_then(|seen| seen.items.get(item).cloned()))
+        });
+        for (what, wanted, actual) in sku.chain(items) {
+            let wanted = wanted.fill(known);
             if actual.as_ref() != Some(&wanted) {
-                failures.push(Failure::new("sku", wanted, or_nothing(actual)));
-            }
-        }
-        for (item, wanted) in self.items.iter().map(|(item, wanted)| (item, wanted.fill(known))) {
-            let actual = seen.and_then(|seen| seen.items.get(item).cloned());
-            if actual.as_ref() != Some(&wanted) {
-                failures.push(Failure::new(format!("items.{item}"), wanted, or_nothing(actual)));
+                failures.push(Failure::new(what, wanted, or_nothing(actual)));
             }
         }
         failures
@@ -235,29 +212,25 @@ impl Expectation {
 
     /// Returns the difference in the number of held callbacks before and after the step, if there is one.
     pub(super) fn check_held(&self, before: u64, after: u64) -> Option<Failure> {
-        let wanted = self.held?;
-        let word = |held| {
-            if held {
-                "more callbacks are held than before"
-            } else {
-                "no more callbacks are held than before"
-            }
+        let wanted = self.held.filter(|wanted| *wanted != (after > before))?;
+        let words = match wanted {
+            true => "more callbacks are held than before",
+            false => "no more callbacks are held than before",
         };
-        let actual = format!("{before} held before, {after} after");
-        (wanted != (after > before)).then(|| Failure::new("held", word(wanted), actual))
+        Some(Failure::new("held", words, format!("{before} held before, {after} after")))
     }
 }
 
 fn check_header(name: &str, prefix: &str, actual: Option<&str>) -> Option<Failure> {
-    let holds = actual.is_some_and(|actual| actual.starts_with(prefix));
-    (!holds).then(|| {
-        let actual = actual.map(shown::header);
-        Failure::new(format!("header {name}"), format!("begins with `{prefix}`"), or_nothing(actual))
-    })
+    if actual.is_some_and(|actual| actual.starts_with(prefix)) {
+        return None;
+    }
+    let actual = or_nothing(actual.map(shown::header));
+    Some(Failure::new(format!("header {name}"), format!("begins with `{prefix}`"), actual))
 }
 
 impl Pattern {
-    fn check(&self, path: &str, actual: Option<&Json>, known: &Known, failures: &mut Vec<Failure>) {
+    fn check(&self, path: &str, actual: Option<&Json>, known: &Variables, failures: &mut Vec<Failure>) {
         let fails = match self {
             Pattern::Members(members) => {
                 if let Some(Json::Object(object)) = actual {
@@ -291,7 +264,7 @@ impl Pattern {
         }
     }
 
-    fn describe(&self, known: &Known) -> String {
+    fn describe(&self, known: &Variables) -> String {
         match self {
             Pattern::Text(text) => Json::Text(text.fill(known)).to_string(),
             Pattern::Exactly(json) => json.to_string(),
@@ -333,11 +306,14 @@ fn shorten(text: &str) -> String {
 /// Returns the value at a path as text. A path joins member names and list positions with dots.
 pub(super) fn value_at(body: &[u8], path: &str) -> Option<String> {
     let json = Json::read(body).ok()?;
-    let step = |value: &Json, name: &str| match value {
-        Json::List(list) => list.get(name.parse::<usize>().ok()?).cloned(),
-        other => other.get(name).cloned(),
-    };
-    path.split('.').try_fold(json, |value, name| step(&value, name))?.to_text()
+    let mut value = &json;
+    for name in path.split('.') {
+        value = match value {
+            Json::List(list) => list.get(name.parse::<usize>().ok()?)?,
+            other => other.get(name)?,
+        };
+    }
+    value.to_text()
 }
 
 #[cfg(test)]
@@ -349,7 +325,7 @@ mod tests {
     fn differences(pattern: &Pattern, json: &serde_json::Value) -> Vec<String> {
         let json = &Json::from(json.clone());
         let mut failures = Vec::new();
-        let known = Known::from([("order".to_owned(), "o-1".to_owned())]);
+        let known = Variables::from([("order".to_owned(), "o-1".to_owned())]);
         pattern.check("json", Some(json), &known, &mut failures);
         failures.into_iter().map(|it| format!("{}: {} / {}", it.what, it.expected, it.actual)).collect()
     }
@@ -404,7 +380,12 @@ mod tests {
         let check = |wanted: &str, body: &str| {
             let mut failures = Vec::new();
             let pattern = Pattern::Exactly(Json::read(wanted.as_bytes()).unwrap());
-            pattern.check("json", Some(&Json::read(body.as_bytes()).unwrap()), &Known::new(), &mut failures);
+            pattern.check(
+                "json",
+                Some(&Json::read(body.as_bytes()).unwrap()),
+                &Variables::new(),
+                &mut failures,
+            );
             failures.into_iter().map(|it| it.actual).collect::<Vec<_>>()
         };
         assert_eq!(check("7", "7"), Vec::<String>::new());
@@ -443,19 +424,22 @@ mod tests {
             items: BTreeMap::from([("Count".to_owned(), "2".to_owned())]),
         };
         let wanted = Expectation {
-            state: Some(WantedState::Is(State::Active)),
+            state: Some(Some(State::Active)),
             expires_on: Some(Template::literal("2026-01-01 08:00:00")),
             sku: Some(Template::literal("basic")),
             items: vec![("Count".to_owned(), Template::literal("2"))],
             ..Expectation::default()
         };
-        assert_eq!(wanted.check_instance("o-1", Some(&seen), &Known::new(), &zone), []);
-        let whats: Vec<String> =
-            wanted.check_instance("o-1", None, &Known::new(), &zone).into_iter().map(|it| it.what).collect();
+        assert_eq!(wanted.check_instance("o-1", Some(&seen), &Variables::new(), &zone), []);
+        let whats: Vec<String> = wanted
+            .check_instance("o-1", None, &Variables::new(), &zone)
+            .into_iter()
+            .map(|it| it.what)
+            .collect();
         assert_eq!(whats, ["state of `o-1`", "expires_on", "sku", "items.Count"]);
-        let none = Expectation { state: Some(WantedState::None), ..Expectation::default() };
-        assert_eq!(none.check_instance("o-1", None, &Known::new(), &zone), []);
-        assert_eq!(none.check_instance("o-1", Some(&seen), &Known::new(), &zone)[0].actual, "active");
+        let none = Expectation { state: Some(None), ..Expectation::default() };
+        assert_eq!(none.check_instance("o-1", None, &Variables::new(), &zone), []);
+        assert_eq!(none.check_instance("o-1", Some(&seen), &Variables::new(), &zone)[0].actual, "active");
     }
 
     #[test]

@@ -13,21 +13,21 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::expect::Seen;
-use spid_hook::callback::{Action, Callback};
+use spid_hook::callback::{Action, Callback, Expiry, InstanceRef};
 use spid_hook::text::is_plain;
 
 /// A stored callback and its result.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct RecordedCallback {
     /// The callback.
     pub callback: Callback,
     /// Result of the callback.
-    pub became: Became,
+    pub outcome: SenderOutcome,
 }
 
 /// Result of a callback, as far as its sender can see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Became {
+pub enum SenderOutcome {
     /// Carried out.
     Done,
     /// Refused.
@@ -55,22 +55,14 @@ pub struct Export<'a> {
 
 impl Export<'_> {
     /// Returns the text of the scenario.
-    pub fn scenario(&self, kept: &[Kept]) -> String {
-        let mut writer = Writer {
-            export: self,
-            names: Names::default(),
-            dates: Dates::of(kept),
-            text: String::new(),
-            captures: false,
-        };
-        let steps: Vec<String> = kept
-            .iter()
-            .enumerate()
-            .map(|(index, one)| writer.step(index, one, index + 1 == kept.len()))
-            .collect();
-        writer.head(kept);
-        writer.text.push_str(&steps.concat());
-        writer.text
+    pub fn scenario(&self, recorded: &[RecordedCallback]) -> String {
+        let mut writer =
+            Writer { export: self, names: Names::default(), dates: Dates::of(recorded), captures: false };
+        let mut text = writer.head(recorded);
+        for (index, one) in recorded.iter().enumerate() {
+            text.push_str(&writer.step(index, one, index + 1 == recorded.len()));
+        }
+        text
     }
 }
 
@@ -187,18 +179,11 @@ const ZONES: [&str; 2] = ["Asia/Shanghai", "UTC"];
 const SPREAD_MINUTES: usize = 20 * 60;
 
 impl Dates {
-    fn of(kept: &[Kept]) -> Dates {
-        let expiries = || kept.iter().filter_map(|one| one.callback.expires_on.as_ref());
-        let instants: BTreeSet<Timestamp> = expiries().filter_map(|expiry| expiry.at).collect();
-        let fits = |name: &&str| {
-            let zone = TimeZone::get(name).ok();
-            // A date that cannot be read fits every zone, because it is not converted.
-            expiries().all(|expiry| {
-                let civil = DateTime::strptime("%Y-%m-%d %H:%M:%S", &expiry.raw).ok();
-                let read = civil.zip(zone.clone()).and_then(|(civil, zone)| zone.to_timestamp(civil).ok());
-                read.is_none() || expiry.at.is_none() || read == expiry.at
-            })
-        };
+    fn of(recorded: &[RecordedCallback]) -> Dates {
+        let expiries: Vec<&Expiry> =
+            recorded.iter().filter_map(|one| one.callback.expires_on.as_ref()).collect();
+        let instants: BTreeSet<Timestamp> = expiries.iter().filter_map(|expiry| expiry.at).collect();
+        let fits = |zone: &&str| expiries.iter().all(|expiry| is_of_zone(expiry, zone));
         Dates { instants: instants.into_iter().collect(), zone: ZONES.into_iter().find(fits) }
     }
 
@@ -214,11 +199,17 @@ impl Dates {
     }
 }
 
+/// Returns true if a date can be of this zone. A date that cannot be read fits every zone, because it is not converted.
+fn is_of_zone(expiry: &Expiry, zone: &str) -> bool {
+    let civil = DateTime::strptime("%Y-%m-%d %H:%M:%S", &expiry.raw).ok();
+    let read = civil.zip(TimeZone::get(zone).ok()).and_then(|(civil, zone)| zone.to_timestamp(civil).ok());
+    read.is_none() || expiry.at.is_none() || read == expiry.at
+}
+
 struct Writer<'a> {
     export: &'a Export<'a>,
     names: Names,
     dates: Dates,
-    text: String,
     /// True if an earlier create captured the id.
     captures: bool,
 }
@@ -242,53 +233,47 @@ fn words(dialect: &str) -> Words {
 }
 
 impl Writer<'_> {
-    fn head(&mut self, kept: &[Kept]) {
+    fn head(&self, recorded: &[RecordedCallback]) -> String {
         let Export { title, dialect, keeps_personal, keeps_dates, .. } = self.export;
-        let mut head = String::new();
+        let mut head = Vec::new();
         if !keeps_personal {
-            head.push_str(
-                "# Personal values are replaced; words of the marketplace and of the seller's catalog are kept. See docs/fixtures.md.\n",
-            );
+            head.push("# Personal values are replaced; words of the marketplace and of the seller's catalog are kept. See docs/fixtures.md.".to_owned());
         }
+        head.push("version = 1".to_owned());
+        head.push(format!("title = {}", quoted(title)));
+        head.push(format!("dialect = {}", quoted(dialect)));
+        head.push("source = \"recorded\"".to_owned());
         // Asia/Shanghai is the default zone of a scenario.
-        let zone = self.dates.zone.filter(|zone| *zone != "Asia/Shanghai");
-        // Writing to a `String` cannot fail.
-        let _ = write!(
-            head,
-            "version = 1\ntitle = {}\ndialect = {}\nsource = \"recorded\"\n",
-            quoted(title),
-            quoted(dialect)
-        );
-        if let Some(zone) = zone {
-            let _ = writeln!(head, "timezone = {}", quoted(zone));
+        if let Some(zone) = self.dates.zone.filter(|zone| *zone != "Asia/Shanghai") {
+            head.push(format!("timezone = {}", quoted(zone)));
         }
-        head.push_str("\n[vars]\n");
+        head.push("\n[vars]".to_owned());
         if !keeps_personal {
-            head.push_str("order = { unique = \"order\" }\n");
+            head.push("order = { unique = \"order\" }".to_owned());
         }
         let format = if *dialect == "generic" { ", format = \"rfc3339\"" } else { "" };
         for position in 0..if *keeps_dates { 0 } else { self.dates.instants.len() } {
             let minutes = self.dates.minutes(position);
-            let _ = writeln!(head, "date{} = {{ time = \"now + {minutes}m\"{format} }}", position + 1);
+            head.push(format!("date{} = {{ time = \"now + {minutes}m\"{format} }}", position + 1));
         }
-        if kept.is_empty() {
-            head.push_str("# no callbacks to replay\n");
+        if recorded.is_empty() {
+            head.push("# no callbacks to replay".to_owned());
         }
-        self.text = head;
+        head.join("\n") + "\n"
     }
 
-    fn step(&mut self, index: usize, kept: &Kept, is_last: bool) -> String {
-        let Kept { callback, became } = kept;
+    fn step(&mut self, index: usize, recorded: &RecordedCallback, is_last: bool) -> String {
+        let RecordedCallback { callback, outcome } = recorded;
         let is_kept = self.export.keeps_personal || is_code(&callback.action_name);
         let word =
             if is_kept { callback.action_name.clone() } else { self.names.personal(&callback.action_name) };
         let mut step =
             format!("\n[[step]]\nname = \"{} {}\"\naction = {}\n", index + 1, callback.action, quoted(&word));
         // The first answers may be "call again": allow 150 requests in 30 s.
-        if *became == Became::Done {
+        if *outcome == SenderOutcome::Done {
             step.push_str("retry = { every = \"200ms\", limit = 150 }\n");
         }
-        if *became == Became::Done && callback.action == Action::Create {
+        if *outcome == SenderOutcome::Done && callback.action == Action::Create {
             let _ = writeln!(step, "capture = {{ id = \"{}\" }}", words(self.export.dialect).id);
             self.captures = true;
         }
@@ -299,7 +284,7 @@ impl Writer<'_> {
             let _ = writeln!(step, "{} = {written}", key(name));
         }
         step.push_str("\n[step.expect]\n");
-        step.push_str(&self.expect(callback, *became));
+        step.push_str(&self.expect(callback, *outcome));
         if is_last {
             step.push_str(&self.end(callback.action));
         }
@@ -311,21 +296,20 @@ impl Writer<'_> {
         if let Some(date) = self.date(callback, name, value) {
             return date;
         }
-        let is = |other: &Option<String>| other.as_deref() == Some(value);
+        let InstanceRef { instance_id, order_biz_id } = &callback.subject;
+        let value_is = Some(value);
+        let is_instance = instance_id.as_deref() == value_is;
         // A replay creates another instance, so use the id that its create captured.
-        if is(&callback.subject.instance_id) && self.captures {
+        if is_instance && self.captures {
             return "\"${id}\"".to_owned();
         }
         if self.export.keeps_personal {
             return template(value);
         }
-        if is(&callback.subject.order_biz_id) {
+        if is_instance || order_biz_id.as_deref() == value_is {
             return "\"${order}\"".to_owned();
         }
-        if is(&callback.subject.instance_id) {
-            return "\"${order}\"".to_owned();
-        }
-        if is(&callback.order_id) || is(&callback.request_id) {
+        if callback.order_id.as_deref() == value_is || callback.request_id.as_deref() == value_is {
             return format!("\"{}\"", self.names.order(value));
         }
         let is_expiry = callback.expires_on.as_ref().is_some_and(|expiry| expiry.raw == value);
@@ -345,21 +329,21 @@ impl Writer<'_> {
         Some(format!("\"${{{}}}\"", self.dates.name(expiry.at?)?))
     }
 
-    fn expect(&self, callback: &Callback, became: Became) -> String {
+    fn expect(&self, callback: &Callback, outcome: SenderOutcome) -> String {
         let words = words(self.export.dialect);
-        let json = match (became, callback.action) {
-            (_, Action::SignOn) | (Became::Open, _) => return String::new(),
-            (Became::Done, Action::Create) => format!("{} = {{ not = \"0\" }}", words.id),
-            (Became::Done, Action::Other | Action::Query) => return String::new(),
-            (Became::Done, _) => words.done.to_owned(),
-            (Became::Refused | Became::Held, Action::Create) => String::new(),
-            (Became::Refused | Became::Held, _) => words.not_done.to_owned(),
+        let json = match (outcome, callback.action) {
+            (_, Action::SignOn) | (SenderOutcome::Open, _) => return String::new(),
+            (SenderOutcome::Done, Action::Create) => format!("{} = {{ not = \"0\" }}", words.id),
+            (SenderOutcome::Done, Action::Other | Action::Query) => return String::new(),
+            (SenderOutcome::Done, _) => words.done.to_owned(),
+            (SenderOutcome::Refused | SenderOutcome::Held, Action::Create) => String::new(),
+            (SenderOutcome::Refused | SenderOutcome::Held, _) => words.not_done.to_owned(),
         };
         let mut expect = String::new();
         if !json.is_empty() {
             let _ = writeln!(expect, "json = {{ {json} }}");
         }
-        if became == Became::Held {
+        if outcome == SenderOutcome::Held {
             expect.push_str("held = true\n");
         }
         expect
@@ -373,39 +357,36 @@ impl Writer<'_> {
             expect.push_str("instance = \"${id}\"\n");
         }
         if let Some(at) = end.expires_on {
-            let moved = self.dates.name(at).filter(|_| !self.export.keeps_dates);
-            let written = match moved {
-                Some(name) => Some(format!("\"${{{name}}}\"")),
-                None if self.export.keeps_dates => Some(quoted(&at.to_string())),
-                None => None,
-            };
-            if let Some(written) = written {
-                let _ = writeln!(expect, "expires_on = {written}");
+            if self.export.keeps_dates {
+                let _ = writeln!(expect, "expires_on = {}", quoted(&at.to_string()));
+            } else if let Some(name) = self.dates.name(at) {
+                let _ = writeln!(expect, "expires_on = \"${{{name}}}\"");
             }
         }
-        let keeps = self.export.keeps_personal;
         if let Some(sku) = &end.sku {
-            let kept = keeps || is_code(sku);
-            let sku = if kept { sku.clone() } else { self.names.personal(sku) };
-            let _ = writeln!(expect, "sku = {}", template(&sku));
+            let _ = writeln!(expect, "sku = {}", self.kept_or_replaced(sku, is_code(sku)));
         }
         let mut items = Vec::new();
         for (name, value) in &end.items {
-            let kept = keeps || is_quantity(value);
-            let value = if kept { value.clone() } else { self.names.personal(value) };
-            items.push(format!("{} = {}", key(name), template(&value)));
+            items.push(format!("{} = {}", key(name), self.kept_or_replaced(value, is_quantity(value))));
         }
         if !items.is_empty() {
             let _ = writeln!(expect, "items = {{ {} }}", items.join(", "));
         }
         expect
     }
+
+    fn kept_or_replaced(&mut self, value: &str, is_harmless: bool) -> String {
+        match self.export.keeps_personal || is_harmless {
+            true => template(value),
+            false => template(&self.names.personal(value)),
+        }
+    }
 }
 
 /// Returns true if the text has only characters of a date.
 fn is_date(value: &str) -> bool {
-    let is_part = |byte: u8| byte.is_ascii_digit() || b"-:+.TZ ".contains(&byte);
-    value.len() <= 40 && value.bytes().all(is_part)
+    value.len() <= 40 && value.bytes().all(|byte| byte.is_ascii_digit() || b"-:+.TZ ".contains(&byte))
 }
 
 /// Quotes a text on one line, as a TOML value or key.
@@ -438,10 +419,9 @@ fn key(name: &str) -> String {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::value::{Known, Value};
+    use super::super::value::{Value, Variables};
     use super::*;
     use crate::lab::scenario::Scenario;
-    use spid_hook::callback::{Expiry, InstanceRef};
     use spid_hook::instance::State;
 
     fn at(text: &str) -> Timestamp {
@@ -465,8 +445,8 @@ mod tests {
         }
     }
 
-    fn life() -> Vec<Kept> {
-        let done = |callback| Kept { callback, became: Became::Done };
+    fn history() -> Vec<RecordedCallback> {
+        let done = |callback| RecordedCallback { callback, outcome: SenderOutcome::Done };
         vec![
             done(callback(
                 Action::Create,
@@ -495,9 +475,9 @@ mod tests {
                     ("aliUid", "1958273645"),
                 ],
             )),
-            Kept {
+            RecordedCallback {
                 callback: callback(Action::Expire, "expiredInstance", &[("instanceId", "tenant-9")]),
-                became: Became::Held,
+                outcome: SenderOutcome::Held,
             },
         ]
     }
@@ -511,13 +491,13 @@ mod tests {
             items: BTreeMap::from([("Count".to_owned(), "2".to_owned())]),
         };
         let export = Export {
-            title: "a \"life\"".to_owned(),
+            title: "a \"history\"".to_owned(),
             dialect: "alibaba",
             keeps_personal: keeps,
             keeps_dates: keeps,
             end: Some(end),
         };
-        export.scenario(&life())
+        export.scenario(&history())
     }
 
     #[test]
@@ -546,13 +526,13 @@ mod tests {
         ] {
             assert!(!text.contains(own), "{own} in\n{text}");
         }
-        for kept in [
+        for recorded in [
             "Count = \"2\"",
             "orderBizId = \"${order}\"",
             "orderId = \"${order}-2\"",
             "instanceId = \"${id}\"",
         ] {
-            assert!(text.contains(kept), "{kept} in\n{text}");
+            assert!(text.contains(recorded), "{recorded} in\n{text}");
         }
         let buyer = text.lines().find(|line| line.starts_with("aliUid = ")).unwrap();
         assert_eq!(text.matches(buyer).count(), 2, "the same by the same\n{text}");
@@ -571,19 +551,19 @@ mod tests {
             let export = Export {
                 title: "t".to_owned(), dialect: "alibaba", keeps_personal: true, keeps_dates: true, end: None,
             };
-            let text = export.scenario(&[Kept { callback: callback.clone(), became: Became::Done }]);
+            let text = export.scenario(&[RecordedCallback { callback: callback.clone(), outcome: SenderOutcome::Done }]);
             let scenario = Scenario::parse(&text, "t.toml").map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
             let sent: BTreeMap<String, String> = scenario.steps[0]
                 .params
                 .iter()
                 .map(|(name, value)| match value {
-                    Value::Text(template) => (name.clone(), template.fill(&Known::new())),
+                    Value::Text(template) => (name.clone(), template.fill(&Variables::new())),
                     other => panic!("{other:?}"),
                 })
                 .collect();
-            let kept: BTreeMap<String, String> =
+            let recorded: BTreeMap<String, String> =
                 callback.parameters.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-            prop_assert_eq!(sent, kept);
+            prop_assert_eq!(sent, recorded);
         }
     }
 
@@ -630,8 +610,9 @@ mod tests {
             keeps_dates: false,
             end: Some(end),
         };
-        let kept = [create, renew].map(|callback| Kept { callback, became: Became::Done });
-        let text = export.scenario(&kept);
+        let recorded =
+            [create, renew].map(|callback| RecordedCallback { callback, outcome: SenderOutcome::Done });
+        let text = export.scenario(&recorded);
         for (_, value) in own.into_iter().filter(|(_, value)| !value.is_empty()) {
             assert!(!text.contains(value), "{value} in\n{text}");
         }

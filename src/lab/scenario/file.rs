@@ -1,8 +1,7 @@
 //! Reader of scenario files.
 //!
-//! The reader walks the file by hand instead of deriving the types. So it can report all mistakes at once, each with
-//! its line, and a hint if a name is nearly right. Its central type is [`Table`], which hands out the requested
-//! members. Every member that was never requested is a mistake.
+//! The reader goes through the document instead of deriving the types. So it can report all mistakes at once, each with
+//! its line, and a hint if a name is nearly right.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,45 +9,51 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 
-use super::expect::{Expectation, Pattern, WantedState};
-use super::value::{Format, Moment, Template, Value, is_name, read_offset, read_span};
+use super::expect::{Expectation, Pattern};
+use super::value::{Format, Moment, Template, Value, is_name, read_offset};
 use super::{Mistake, Retry, Scenario, Step};
 use crate::observe::limits::CONNECTIONS_MAX_COUNT;
-use spid_core::dialect;
-use spid_core::dialect::{Dialect, Options, SendForm, SendSignature};
+use spid_core::dialect::{self, Dialect, Options, SendForm, SendSignature};
+use spid_core::document::{Document, Item, Member, Table, WrongType, did_you_mean};
+use spid_core::span::Span;
+use spid_hook::instance::State;
 use spid_hook::json::Json;
-
-type Item<'t> = &'t Spanned<DeValue<'t>>;
 
 /// Version of the format that this reader supports.
 const VERSION: u64 = 1;
-/// Values that `matches` accepts.
-const MATCHES: [&str; 2] = ["nonempty", "absent"];
-
+/// Members that have no effect on a recorded request, because that request is already complete.
+const NOT_RECORDED: [&str; 9] =
+    ["action", "params", "alter", "duplicate", "token", "send", "raw", "dated", "key"];
 /// Members of earlier versions, with the replacement.
 const REMOVED: [(&str, &str); 2] =
     [("include", "write the steps out in this file"), ("defaults", "write the values out in each step")];
 
 /// Reads a scenario, or returns all its mistakes. Files that it names are read from `folder`.
 pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mistake>> {
-    // The parser goes on after a syntax error, so that all of them are reported.
-    let (root, errors) = DeTable::parse_recoverable(text);
+    let document = match Document::parse(text) {
+        Ok(document) => document,
+        Err(errors) => {
+            let mistakes = errors.into_iter();
+            let mistakes = mistakes.map(|it| Mistake { line: it.line.unwrap_or(1), message: it.message });
+            return Err(mistakes.collect());
+        }
+    };
     let mut reader = Reader {
-        text,
-        folder: folder.map(Path::to_owned),
+        document: &document,
+        folder,
         mistakes: Vec::new(),
         known: BTreeSet::new(),
         used: BTreeSet::new(),
     };
-    for error in &errors {
-        reader.note(error.span().map_or(0, |span| span.start), error.message());
-    }
-    // Skip the recovered part of a broken file, because it would add false mistakes.
-    let scenario = if errors.is_empty() { reader.scenario(root.get_ref()) } else { None };
+    let scenario = reader.scenario();
     let mut mistakes = reader.mistakes;
+    for unknown in document.unknown_keys() {
+        let hint = did_you_mean(&unknown.key, unknown.known.iter().copied());
+        let message = format!("`{}` is unknown in {}{hint}", unknown.key, unknown.table);
+        mistakes.push(Mistake { line: unknown.line, message });
+    }
     mistakes.sort_by_key(|mistake| mistake.line);
     match scenario {
         Some(scenario) if mistakes.is_empty() => Ok(scenario),
@@ -56,86 +61,11 @@ pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mi
     }
 }
 
-/// Returns `; did you mean …?` if one of `candidates` is close to `name`, else an empty text.
-pub(super) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    let near = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate)).min();
-    match near {
-        // Near means at most one wrong character in three.
-        Some((distance, candidate)) if distance <= name.chars().count().div_ceil(3) => {
-            format!("; did you mean `{candidate}`?")
-        }
-        _ => String::new(),
-    }
-}
-
-/// Levenshtein distance: the number of characters to insert, delete or change, ignoring case.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (index, left) in one.to_lowercase().chars().enumerate() {
-        let mut diagonal = index;
-        let mut behind = index + 1;
-        for (cell, right) in row.iter_mut().skip(1).zip(&other) {
-            let changed = diagonal + usize::from(left != *right);
-            diagonal = *cell;
-            behind = changed.min(diagonal + 1).min(behind + 1);
-            *cell = behind;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = index + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
-/// A table while it is read. It knows every requested member, and reports all others at the end.
-struct Table<'t> {
-    what: String,
-    at: usize,
-    members: Vec<(&'t str, usize, Item<'t>)>,
-    asked: Vec<&'static str>,
-}
-
-impl<'t> Table<'t> {
-    fn new(what: impl Into<String>, at: usize, table: &'t DeTable<'t>) -> Table<'t> {
-        Table { what: what.into(), at, members: in_order(table), asked: Vec::new() }
-    }
-
-    fn take(&mut self, name: &'static str) -> Option<Item<'t>> {
-        self.asked.push(name);
-        let at = self.members.iter().position(|(member, ..)| *member == name)?;
-        Some(self.members.remove(at).2)
-    }
-
-    fn need(&mut self, name: &'static str, reader: &mut Reader<'_>) -> Option<Item<'t>> {
-        let found = self.take(name);
-        if found.is_none() {
-            reader.note(self.at, format!("{} has no `{name}`", self.what));
-        }
-        found
-    }
-
-    fn finish(self, reader: &mut Reader<'_>) {
-        for (name, at, _) in &self.members {
-            let hint = did_you_mean(name, self.asked.iter().copied());
-            reader.note(*at, format!("`{name}` is unknown in {}{hint}", self.what));
-        }
-    }
-}
-
-/// Returns the members of a table in the order of the file, because they are sent in that order.
-fn in_order<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, usize, Item<'t>)> {
-    let mut members: Vec<_> =
-        table.iter().map(|(name, value)| (name.get_ref().as_ref(), name.span().start, value)).collect();
-    members.sort_by_key(|(_, at, _)| *at);
-    members
-}
-
-/// State of the reader: the file, and the mistakes found so far.
-struct Reader<'f> {
-    text: &'f str,
+/// State of the reader: the document, and the mistakes found so far.
+struct Reader<'d> {
+    document: &'d Document<'d>,
     /// Folder of the file.
-    folder: Option<PathBuf>,
+    folder: Option<&'d Path>,
     mistakes: Vec<Mistake>,
     /// Names that have a value at this point: variables above, and captures of earlier steps.
     known: BTreeSet<String>,
@@ -143,33 +73,45 @@ struct Reader<'f> {
     used: BTreeSet<String>,
 }
 
-impl Reader<'_> {
+/// Reading of one member: the value, and its name for mistakes.
+type Read<'d, T> = fn(&mut Reader<'d>, Item<'d>, &str) -> Option<T>;
+
+impl<'d> Reader<'d> {
     fn note(&mut self, at: usize, message: impl Into<String>) {
-        let before = self.text.as_bytes().iter().take(at);
-        let line = 1 + before.filter(|byte| **byte == b'\n').count();
-        self.mistakes.push(Mistake { line, message: message.into() });
+        self.mistakes.push(Mistake { line: self.document.line(at), message: message.into() });
     }
 
-    fn scenario(&mut self, root: &DeTable<'_>) -> Option<Scenario> {
-        let mut table = Table::new("the scenario", 0, root);
-        if let Some(version) = table.need("version", self) {
-            self.version(version);
+    /// Reads a member that may be missing.
+    fn optional<T>(&mut self, table: Table<'d>, name: &'static str, read: Read<'d, T>) -> Option<T> {
+        table.get(name).and_then(|item| read(self, item, name))
+    }
+
+    /// Reads a member that must not be missing.
+    fn required<T>(&mut self, table: Table<'d>, name: &'static str, read: Read<'d, T>) -> Option<T> {
+        let item = table.get(name);
+        if item.is_none() {
+            let (what, at) = table.place();
+            self.note(at, format!("{what} has no `{name}`"));
         }
+        read(self, item?, name)
+    }
+
+    fn scenario(&mut self) -> Option<Scenario> {
+        let table = self.document.root("the scenario");
+        self.required(table, "version", Self::version);
         for (name, instead) in REMOVED {
-            if let Some(item) = table.take(name) {
-                self.note(item.span().start, format!("`{name}` was removed; {instead}"));
+            if let Some(item) = table.get(name) {
+                self.note(item.at(), format!("`{name}` was removed; {instead}"));
             }
         }
-        let title = table.need("title", self).and_then(|item| self.filled(item, "title"));
-        let dialect = table.need("dialect", self).and_then(|item| self.dialect(item));
-        let source = table.need("source", self).and_then(|item| self.filled(item, "source"));
-        let timezone = table.take("timezone").and_then(|item| self.timezone(item));
-        let vars = table.take("vars").map(|item| self.vars(item)).unwrap_or_default();
+        let title = self.required(table, "title", Self::filled);
+        let dialect = self.required(table, "dialect", Self::dialect);
+        let source = self.required(table, "source", Self::filled);
+        let timezone = self.optional(table, "timezone", Self::timezone);
+        let vars = self.optional(table, "vars", Self::vars).unwrap_or_default();
         // Names used in variables are not needed by any step.
         self.used.clear();
-        let steps = table.need("step", self).map(|item| self.steps(item)).unwrap_or_default();
-        // Last, because every member must have been requested by now.
-        table.finish(self);
+        let steps = self.required(table, "step", Self::steps).unwrap_or_default();
         // Missing members are reported above; a file without them gives no scenario.
         Some(Scenario {
             title: title?,
@@ -181,442 +123,391 @@ impl Reader<'_> {
         })
     }
 
-    /// Returns the path of a file that is named in this one.
-    fn beside(&self, name: &str) -> PathBuf {
-        self.folder.as_deref().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
-    }
-
-    fn version(&mut self, item: Item<'_>) {
-        let version = self.integer(item, "version");
-        if let Some(version) = version.filter(|version| *version != VERSION) {
+    fn version(&mut self, item: Item<'d>, name: &str) -> Option<()> {
+        let version = self.typed(item, name, item.whole())?;
+        if version != VERSION {
             let message = format!("version {version} is not supported; this spid reads version {VERSION}");
-            self.note(item.span().start, message);
+            self.note(item.at(), message);
         }
+        Some(())
     }
 
-    fn dialect(&mut self, item: Item<'_>) -> Option<&'static dyn Dialect> {
-        let name = self.text(item, "dialect")?;
-        let found = dialect::by_name(name);
+    fn dialect(&mut self, item: Item<'d>, name: &str) -> Option<&'static dyn Dialect> {
+        let known: Vec<_> =
+            dialect::names().filter_map(|name| Some((name, dialect::by_name(name)?))).collect();
+        self.word(item, name, "dialect", &known)
+    }
+
+    fn timezone(&mut self, item: Item<'d>, name: &str) -> Option<TimeZone> {
+        let zone = self.text(item, name)?;
+        let found = TimeZone::get(zone).ok();
         if found.is_none() {
-            self.note(item.span().start, unknown_word("dialect", name, dialect::names()));
+            self.note(item.at(), format!("`{zone}` is not a time zone; an example is `Asia/Shanghai`"));
         }
         found
     }
 
-    fn timezone(&mut self, item: Item<'_>) -> Option<TimeZone> {
-        let name = self.text(item, "timezone")?;
-        let found = TimeZone::get(name).ok();
-        if found.is_none() {
-            self.note(
-                item.span().start,
-                format!("`{name}` is not a time zone; an example is `Asia/Shanghai`"),
-            );
-        }
-        found
-    }
-
-    fn vars(&mut self, item: Item<'_>) -> Vec<(String, Value)> {
+    fn vars(&mut self, item: Item<'d>, name: &str) -> Option<Vec<(String, Value)>> {
         let mut vars = Vec::new();
-        for (name, at, item) in self.members(item, "vars") {
-            if !is_name(name) {
-                self.note(at, format!("`{name}` is not a valid name; use letters, digits, `-` and `_`"));
-            }
-            vars.extend(self.value(item, name, true).map(|value| (name.to_owned(), value)));
+        for Member { key, at, item } in self.members(item, name)? {
+            self.check_name(key, at);
+            vars.extend(self.value(item, key, true).map(|value| (key.to_owned(), value)));
             // Only now, so that a variable can use only those above it.
-            self.known.insert(name.to_owned());
+            self.known.insert(key.to_owned());
         }
-        vars
+        Some(vars)
     }
 
-    fn steps(&mut self, item: Item<'_>) -> Vec<Arc<Step>> {
-        let DeValue::Array(array) = item.get_ref() else {
-            self.note(item.span().start, "`step` must be a list of tables: write `[[step]]`");
-            return Vec::new();
+    fn check_name(&mut self, name: &str, at: usize) {
+        if !is_name(name) {
+            self.note(at, format!("`{name}` is not a valid name; use letters, digits, `-` and `_`"));
+        }
+    }
+
+    fn steps(&mut self, item: Item<'d>, _: &str) -> Option<Vec<Arc<Step>>> {
+        let Ok(list) = item.list() else {
+            self.note(item.at(), "`step` must be a list of tables: write `[[step]]`");
+            return None;
         };
-        if array.is_empty() {
-            self.note(item.span().start, "there must be at least one step");
+        if list.is_empty() {
+            self.note(item.at(), "there must be at least one step");
         }
         let mut names = BTreeSet::new();
         let mut steps = Vec::new();
-        for item in array.iter() {
+        for item in list {
             let Some(step) = self.step(item) else { continue };
             if !names.insert(step.name.clone()) {
-                self.note(item.span().start, format!("there are two steps called `{}`", step.name));
+                self.note(item.at(), format!("there are two steps called `{}`", step.name));
             }
             steps.push(Arc::new(step));
         }
-        steps
+        Some(steps)
     }
 
-    fn step(&mut self, item: Item<'_>) -> Option<Step> {
-        let DeValue::Table(members) = item.get_ref() else {
-            self.note(item.span().start, "a step must be a table: write `[[step]]`");
+    fn step(&mut self, item: Item<'d>) -> Option<Step> {
+        let Ok(table) = item.table("a step") else {
+            self.note(item.at(), "a step must be a table: write `[[step]]`");
             return None;
         };
-        let mut table = Table::new("a step", item.span().start, members);
-        let name = table.need("name", self).and_then(|item| self.filled(item, "name"));
+        let name = self.required(table, "name", Self::filled);
         // From now on, mistakes name the step.
         if let Some(name) = &name {
-            table.what = format!("step `{name}`");
+            table.rename(format!("step `{name}`"));
         }
-        let request = self.recorded(&mut table);
+        let request = self.recorded(table);
         let action = match &request {
-            Some(_) => Some(self.unasked(&mut table)),
-            None => table.need("action", self).and_then(|item| self.filled(item, "action")),
+            Some(_) => Some("recorded".to_owned()),
+            None => self.required(table, "action", Self::filled),
         };
-        let params = table.take("params").map(|item| self.params(item)).unwrap_or_default();
-        let altered = table.take("alter").map(|item| self.altered(item, &params)).unwrap_or_default();
-        let duplicated = table.take("duplicate").map(|item| self.templates(item, "duplicate"));
-        let mut step = Step {
+        let params = self.optional(table, "params", Self::params).unwrap_or_default();
+        self.check_altered(table, &params);
+        let step = Step {
             name: name.unwrap_or_default(),
             action: action.clone().unwrap_or_default(),
             params,
             request,
-            endpoint: table.take("endpoint").and_then(|item| self.filled(item, "endpoint")),
-            key: table.take("key").and_then(|item| self.filled(item, "key")),
-            form: table.take("send").and_then(|item| self.form(item)).unwrap_or_default(),
-            signature: table.take("token").and_then(|item| self.signature(item)).unwrap_or_default(),
-            dated_ms: table.take("dated").and_then(|item| self.offset(item, "dated")).unwrap_or_default(),
-            altered,
-            duplicated: duplicated.unwrap_or_default(),
-            raw: table.take("raw").and_then(|item| self.filled(item, "raw")).unwrap_or_default(),
-            wait: table.take("wait").and_then(|item| self.duration(item, "wait")).unwrap_or_default(),
-            repeat: table.take("repeat").and_then(|item| self.count(item, "repeat")).unwrap_or(1),
-            concurrent: table.take("concurrent").and_then(|item| self.concurrent(item)).unwrap_or(1),
-            retry: table.take("retry").and_then(|item| self.retry(item)).unwrap_or(Retry::ONCE),
-            expect: table.take("expect").and_then(|item| self.expect(item)).unwrap_or_default(),
-            capture: table.take("capture").map(|item| self.capture(item)).unwrap_or_default(),
-            needs: BTreeSet::new(),
+            endpoint: self.optional(table, "endpoint", Self::filled),
+            key: self.optional(table, "key", Self::filled),
+            form: self.optional(table, "send", Self::form).unwrap_or_default(),
+            signature: self.optional(table, "token", Self::signature).unwrap_or_default(),
+            dated_ms: self.optional(table, "dated", Self::offset).unwrap_or_default(),
+            altered: self.optional(table, "alter", Self::templates).unwrap_or_default(),
+            duplicated: self.optional(table, "duplicate", Self::templates).unwrap_or_default(),
+            raw: self.optional(table, "raw", Self::filled).unwrap_or_default(),
+            wait: self.optional(table, "wait", Self::duration).unwrap_or_default(),
+            repeat: self.optional(table, "repeat", Self::count).unwrap_or(1),
+            concurrent: self.optional(table, "concurrent", Self::concurrent).unwrap_or(1),
+            retry: self.optional(table, "retry", Self::retry).unwrap_or(Retry::ONCE),
+            expect: self.optional(table, "expect", Self::expect).unwrap_or_default(),
+            capture: self.optional(table, "capture", Self::capture).unwrap_or_default(),
+            // Everything read for this step has noted the names that it uses.
+            needs: std::mem::take(&mut self.used),
         };
-        // Everything read for this step has noted the names that it uses.
-        step.needs = std::mem::take(&mut self.used);
-        table.finish(self);
         action.map(|_| step)
     }
 
     /// Reads a recorded request, which is sent byte for byte: from the text, or from a file beside this one.
-    fn recorded(&mut self, table: &mut Table<'_>) -> Option<Vec<u8>> {
-        if let Some(item) = table.take("request") {
-            return self.filled(item, "request").map(String::into_bytes);
-        }
-        let item = table.take("request_file")?;
-        let name = self.filled(item, "request_file").unwrap_or_default();
-        let bytes = std::fs::read(self.beside(&name));
-        let noted = bytes.inspect_err(|error| self.note(item.span().start, format!("{name}: {error}")));
-        // The missing file is reported; go on without it to find further mistakes.
-        Some(noted.unwrap_or_default())
-    }
-
-    /// Reports every member that has no effect on a recorded request, because that request is already complete.
-    fn unasked(&mut self, table: &mut Table<'_>) -> String {
-        for name in ["action", "params", "alter", "duplicate", "token", "send", "raw", "dated", "key"] {
-            if let Some(item) = table.take(name) {
-                self.note(
-                    item.span().start,
-                    format!("`{name}` has no effect on a recorded request; remove it"),
-                );
+    fn recorded(&mut self, table: Table<'d>) -> Option<Vec<u8>> {
+        let request = self.optional(table, "request", Self::filled).map(String::into_bytes);
+        let request = request.or_else(|| self.optional(table, "request_file", Self::bytes_of_file))?;
+        for name in NOT_RECORDED {
+            if let Some(item) = table.peek(name) {
+                self.note(item.at(), format!("`{name}` has no effect on a recorded request; remove it"));
             }
         }
-        "recorded".to_owned()
+        Some(request)
     }
 
-    fn params(&mut self, item: Item<'_>) -> Vec<(String, Value)> {
-        let members = self.members(item, "params");
-        let read = members.into_iter().filter_map(|(name, _, item)| {
-            self.value(item, name, false).map(|value| (name.to_owned(), value))
-        });
-        read.collect()
+    /// Reads a file beside this one. A missing file is reported, and counts as empty, to find further mistakes.
+    fn bytes_of_file(&mut self, item: Item<'d>, name: &str) -> Option<Vec<u8>> {
+        let file = self.filled(item, name).unwrap_or_default();
+        let path = self.folder.map_or_else(|| PathBuf::from(&file), |folder| folder.join(&file));
+        let bytes = std::fs::read(path).inspect_err(|error| self.note(item.at(), format!("{file}: {error}")));
+        Some(bytes.unwrap_or_default())
     }
 
-    fn altered(&mut self, item: Item<'_>, params: &[(String, Value)]) -> Vec<(String, Template)> {
-        for (name, at, _) in self.members(item, "alter") {
-            if name != "action" && !params.iter().any(|(param, _)| param == name) {
-                let hint = did_you_mean(name, params.iter().map(|(param, _)| param.as_str()));
-                self.note(at, format!("`{name}` cannot be altered: it is not among the params{hint}"));
-            }
+    fn params(&mut self, item: Item<'d>, name: &str) -> Option<Vec<(String, Value)>> {
+        let mut params = Vec::new();
+        for Member { key, item, .. } in self.members(item, name)? {
+            params.extend(self.value(item, key, false).map(|value| (key.to_owned(), value)));
         }
-        self.templates(item, "alter")
+        Some(params)
     }
 
-    fn form(&mut self, item: Item<'_>) -> Option<SendForm> {
-        match self.text(item, "send")? {
-            "usual" => Some(SendForm::Usual),
-            "form" => Some(SendForm::Form),
-            other => {
-                self.note(item.span().start, unknown_word("way to send", other, ["usual", "form"]));
-                None
+    /// Checks that only parameters of the step are altered.
+    fn check_altered(&mut self, table: Table<'d>, params: &[(String, Value)]) {
+        for Member { key, at, .. } in
+            table.peek("alter").and_then(|item| item.members().ok()).unwrap_or_default()
+        {
+            if key != "action" && !params.iter().any(|(param, _)| param == key) {
+                let hint = did_you_mean(key, params.iter().map(|(param, _)| param.as_str()));
+                self.note(at, format!("`{key}` cannot be altered: it is not among the params{hint}"));
             }
         }
     }
 
-    fn signature(&mut self, item: Item<'_>) -> Option<SendSignature> {
-        let text = self.text(item, "token")?;
-        match text {
+    fn form(&mut self, item: Item<'d>, name: &str) -> Option<SendForm> {
+        self.word(item, name, "way to send", &[("usual", SendForm::Usual), ("form", SendForm::Form)])
+    }
+
+    fn signature(&mut self, item: Item<'d>, name: &str) -> Option<SendSignature> {
+        match self.text(item, name)? {
             "wrong" => Some(SendSignature::Altered),
             "missing" => Some(SendSignature::Omitted),
             hex if !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 Some(SendSignature::Pinned(hex.to_owned()))
             }
             other => {
-                let message = format!("`{other}` is neither `wrong`, `missing` nor hex digits");
-                self.note(item.span().start, message);
+                let hint = did_you_mean(other, ["wrong", "missing"]);
+                self.note(item.at(), format!("`{other}` is neither `wrong`, `missing` nor hex digits{hint}"));
                 None
             }
         }
     }
 
-    fn concurrent(&mut self, item: Item<'_>) -> Option<u32> {
-        let count = self.count(item, "concurrent")?;
-        let fits = usize::try_from(count).is_ok_and(|count| count <= CONNECTIONS_MAX_COUNT);
-        if !fits {
-            let message = format!("`concurrent` can be at most {CONNECTIONS_MAX_COUNT}");
-            self.note(item.span().start, message);
+    fn concurrent(&mut self, item: Item<'d>, name: &str) -> Option<u32> {
+        let count = self.count(item, name)?;
+        if usize::try_from(count).is_ok_and(|count| count > CONNECTIONS_MAX_COUNT) {
+            self.note(item.at(), format!("`{name}` is {count}, but can be at most {CONNECTIONS_MAX_COUNT}"));
         }
         Some(count)
     }
 
-    fn retry(&mut self, item: Item<'_>) -> Option<Retry> {
-        let mut table = self.table(item, "retry")?;
-        let every = table.need("every", self).and_then(|item| self.duration(item, "every"));
-        let limit = table.need("limit", self).and_then(|item| self.count(item, "limit"));
-        table.finish(self);
+    fn retry(&mut self, item: Item<'d>, name: &str) -> Option<Retry> {
+        let table = self.table(item, name)?;
+        let every = self.required(table, "every", Self::duration);
+        let limit = self.required(table, "limit", Self::count);
         Some(Retry { every: every?, limit: limit? })
     }
 
-    fn capture(&mut self, item: Item<'_>) -> Vec<(String, String)> {
+    fn capture(&mut self, item: Item<'d>, name: &str) -> Option<Vec<(String, String)>> {
         let mut captures = Vec::new();
-        for (name, at, item) in self.members(item, "capture") {
-            if !is_name(name) {
-                self.note(at, format!("`{name}` is not a valid name; use letters, digits, `-` and `_`"));
-            }
-            captures.extend(self.filled(item, name).map(|path| (name.to_owned(), path)));
-            self.known.insert(name.to_owned());
+        for Member { key, at, item } in self.members(item, name)? {
+            self.check_name(key, at);
+            captures.extend(self.filled(item, key).map(|path| (key.to_owned(), path)));
+            self.known.insert(key.to_owned());
         }
-        captures
+        Some(captures)
     }
 
-    fn expect(&mut self, item: Item<'_>) -> Option<Expectation> {
-        let mut table = self.table(item, "expect")?;
-        let template = |reader: &mut Self, table: &mut Table<'_>, name| {
-            table.take(name).and_then(|item| reader.template(item, name))
-        };
-        let expect = Expectation {
-            status: table.take("status").and_then(|item| self.status(item)).unwrap_or(200),
-            headers: table.take("header").map(|it| self.templates(it, "header")).unwrap_or_default(),
-            body_contains: template(self, &mut table, "body_contains"),
-            json: table.take("json").and_then(|item| self.json(item)),
-            instance: template(self, &mut table, "instance"),
-            state: table.take("state").and_then(|item| self.state(item)),
-            expires_on: template(self, &mut table, "expires_on"),
-            sku: template(self, &mut table, "sku"),
-            items: table.take("items").map(|item| self.templates(item, "items")).unwrap_or_default(),
-            held: table.take("held").and_then(|item| self.boolean(item, "held")),
-            within: table.take("within").and_then(|item| self.duration(item, "within")).unwrap_or_default(),
-        };
-        table.finish(self);
-        Some(expect)
+    fn expect(&mut self, item: Item<'d>, name: &str) -> Option<Expectation> {
+        let table = self.table(item, name)?;
+        Some(Expectation {
+            status: self.optional(table, "status", Self::status).unwrap_or(200),
+            headers: self.optional(table, "header", Self::templates).unwrap_or_default(),
+            body_contains: self.optional(table, "body_contains", Self::template),
+            json: self.optional(table, "json", Self::json),
+            instance: self.optional(table, "instance", Self::template),
+            state: self.optional(table, "state", Self::state),
+            expires_on: self.optional(table, "expires_on", Self::template),
+            sku: self.optional(table, "sku", Self::template),
+            items: self.optional(table, "items", Self::templates).unwrap_or_default(),
+            held: self.optional(table, "held", Self::boolean),
+            within: self.optional(table, "within", Self::duration).unwrap_or_default(),
+        })
     }
 
-    fn status(&mut self, item: Item<'_>) -> Option<u16> {
-        let status = self.integer(item, "status")?;
-        let status = u16::try_from(status).ok().filter(|status| (100..=999).contains(status));
-        if status.is_none() {
-            self.note(item.span().start, "`status` must be an HTTP status, such as 200");
+    fn status(&mut self, item: Item<'d>, name: &str) -> Option<u16> {
+        let status = self.typed(item, name, item.whole())?;
+        let fits = u16::try_from(status).ok().filter(|status| (100..=999).contains(status));
+        if fits.is_none() {
+            self.note(item.at(), format!("`{name}` must be an HTTP status, such as 200, not {status}"));
         }
-        status
+        fits
     }
 
-    fn state(&mut self, item: Item<'_>) -> Option<WantedState> {
-        let word = self.text(item, "state")?;
-        let state = WantedState::from_word(word);
-        if state.is_none() {
-            self.note(item.span().start, unknown_word("state", word, WantedState::WORDS));
-        }
-        state
+    fn state(&mut self, item: Item<'d>, name: &str) -> Option<Option<State>> {
+        let states = [State::Pending, State::Active, State::Frozen, State::Released];
+        let mut known: Vec<_> = states.map(|state| (state.as_str(), Some(state))).to_vec();
+        known.push(("none", None));
+        self.word(item, name, "state", &known)
     }
 
-    fn json(&mut self, item: Item<'_>) -> Option<Pattern> {
-        match item.get_ref() {
-            DeValue::String(_) => self.template(item, "json").map(Pattern::Text),
+    fn json(&mut self, item: Item<'d>, name: &str) -> Option<Pattern> {
+        match item.spanned().get_ref() {
+            DeValue::String(_) => self.template(item, name).map(Pattern::Text),
             DeValue::Boolean(value) => Some(Pattern::Exactly(Json::Bool(*value))),
             DeValue::Integer(value) => {
                 // Keep all digits: an id can be longer than 64 bits.
                 let digits = value.as_str().replace('_', "");
                 let number = i128::from_str_radix(&digits, value.radix());
                 if number.is_err() {
-                    self.note(item.span().start, "the integer is too large: compare it as a text");
+                    self.note(item.at(), "the integer is too large: compare it as a text");
                 }
                 Some(Pattern::Exactly(Json::Number(number.ok()?.to_string())))
             }
-            DeValue::Array(list) => {
-                Some(Pattern::List(list.iter().filter_map(|item| self.json(item)).collect()))
+            DeValue::Array(_) => {
+                let list = item.list().unwrap_or_default();
+                Some(Pattern::List(list.into_iter().filter_map(|item| self.json(item, name)).collect()))
             }
-            DeValue::Table(table) => self.json_table(item, table),
+            DeValue::Table(_) => self.json_table(item, name),
             DeValue::Float(_) | DeValue::Datetime(_) => {
-                self.note(
-                    item.span().start,
-                    "an answer can only be compared with texts, integers and booleans",
-                );
+                self.note(item.at(), "an answer can only be compared with texts, integers and booleans");
                 None
             }
         }
     }
 
-    fn json_table(&mut self, item: Item<'_>, table: &DeTable<'_>) -> Option<Pattern> {
+    fn json_table(&mut self, item: Item<'d>, name: &str) -> Option<Pattern> {
+        let members = self.members(item, name)?;
         // A table whose only member is `matches` or `not` is a condition, and no object.
-        if let [(name @ ("matches" | "not"), _, value)] = in_order(table).as_slice() {
-            return match *name {
-                "not" => self.template(value, "not").map(Pattern::Not),
-                _ => self.matches(value),
-            };
-        }
-        let members = self.members(item, "json").into_iter();
-        let read = members.filter_map(|(name, _, item)| Some((name.to_owned(), self.json(item)?)));
-        Some(Pattern::Members(read.collect()))
-    }
-
-    fn matches(&mut self, item: Item<'_>) -> Option<Pattern> {
-        match self.text(item, "matches")? {
-            "nonempty" => Some(Pattern::Nonempty),
-            "absent" => Some(Pattern::Absent),
-            other => {
-                self.note(item.span().start, unknown_word("match", other, MATCHES));
-                None
+        match members.as_slice() {
+            [Member { key: "not", item, .. }] => return self.template(*item, "not").map(Pattern::Not),
+            [Member { key: "matches", item, .. }] => {
+                let known = [("nonempty", Pattern::Nonempty), ("absent", Pattern::Absent)];
+                return self.word(*item, "matches", "match", &known);
             }
+            _ => {}
         }
+        let mut patterns = Vec::new();
+        for Member { key, item, .. } in members {
+            patterns.extend(self.json(item, name).map(|pattern| (key.to_owned(), pattern)));
+        }
+        Some(Pattern::Members(patterns))
     }
 
     /// Reads the value of a variable or a parameter.
-    fn value(&mut self, item: Item<'_>, name: &str, is_var: bool) -> Option<Value> {
-        let DeValue::Table(members) = item.get_ref() else {
+    fn value(&mut self, item: Item<'d>, name: &str, is_var: bool) -> Option<Value> {
+        let Ok(table) = item.table(&format!("`{name}`")) else {
             return self.template(item, name).map(Value::Text);
         };
-        let mut table = Table::new(format!("`{name}`"), item.span().start, members);
-        if let Some(unique) = table.take("unique") {
+        if let Some(unique) = table.get("unique") {
             if !is_var {
                 let message = "`unique` is only allowed under `[vars]`, because later steps need its name to send the same value";
-                self.note(unique.span().start, message);
+                self.note(unique.at(), message);
             }
-            table.finish(self);
             return self.filled(unique, "unique").map(Value::Unique);
         }
-        let offset_ms = table.need("time", self).and_then(|item| self.offset(item, "time"));
-        let format = table.take("format").map(|item| self.format(item)).unwrap_or_default();
-        table.finish(self);
+        let offset_ms = self.required(table, "time", Self::offset);
+        let format = self.optional(table, "format", Self::format).unwrap_or_default();
         Some(Value::Moment(Moment { offset_ms: offset_ms?, format }))
     }
 
-    fn format(&mut self, item: Item<'_>) -> Format {
-        let word = self.text(item, "format").unwrap_or("civil");
-        Format::from_word(word).unwrap_or_else(|| {
-            self.note(item.span().start, unknown_word("format", word, ["civil", "rfc3339"]));
-            Format::Civil
-        })
+    fn format(&mut self, item: Item<'d>, name: &str) -> Option<Format> {
+        self.word(item, name, "format", &[("civil", Format::Civil), ("rfc3339", Format::Rfc3339)])
     }
 
-    fn templates(&mut self, item: Item<'_>, name: &str) -> Vec<(String, Template)> {
-        let members = self.members(item, name).into_iter();
-        let read = members.filter_map(|(name, _, item)| Some((name.to_owned(), self.template(item, name)?)));
-        read.collect()
+    fn templates(&mut self, item: Item<'d>, name: &str) -> Option<Vec<(String, Template)>> {
+        let mut templates = Vec::new();
+        for Member { key, item, .. } in self.members(item, name)? {
+            templates.extend(self.template(item, key).map(|template| (key.to_owned(), template)));
+        }
+        Some(templates)
     }
 
-    fn template(&mut self, item: Item<'_>, name: &str) -> Option<Template> {
+    fn template(&mut self, item: Item<'d>, name: &str) -> Option<Template> {
         let text = self.text(item, name)?;
-        let template = Template::parse(text).inspect_err(|error| self.note(item.span().start, error)).ok()?;
-        for missing in template.names().filter(|name| !self.known.contains(*name)).collect::<Vec<_>>() {
-            let hint = did_you_mean(missing, self.known.iter().map(String::as_str));
-            self.note(
-                item.span().start,
-                format!(
+        let template = Template::parse(text).inspect_err(|error| self.note(item.at(), error)).ok()?;
+        for missing in template.names() {
+            if !self.known.contains(missing) {
+                let hint = did_you_mean(missing, self.known.iter().map(String::as_str));
+                let message = format!(
                     "`${{{missing}}}` has no value: define a variable above, or capture the value in an earlier step{hint}"
-                ),
-            );
+                );
+                self.note(item.at(), message);
+            }
         }
         self.used.extend(template.names().map(str::to_owned));
         Some(template)
     }
 
-    fn offset(&mut self, item: Item<'_>, name: &str) -> Option<i64> {
-        let offset = read_offset(self.text(item, name)?);
+    fn offset(&mut self, item: Item<'d>, name: &str) -> Option<i64> {
+        let text = self.text(item, name)?;
+        let offset = read_offset(text);
         if offset.is_none() {
-            let message = format!("`{name}` must look like `now`, `now + 30d` or `now - 10m` (ms s m h d)");
-            self.note(item.span().start, message);
+            let message = format!(
+                "`{name}` must look like `now`, `now + 30d` or `now - 10m` (ms s m h d), not `{text}`"
+            );
+            self.note(item.at(), message);
         }
         offset
     }
 
-    fn duration(&mut self, item: Item<'_>, name: &str) -> Option<Duration> {
-        let span = read_span(self.text(item, name)?).and_then(|ms| u64::try_from(ms).ok());
+    fn duration(&mut self, item: Item<'d>, name: &str) -> Option<Duration> {
+        let text = self.text(item, name)?;
+        let span = text.parse::<Span>().map(|span| span.0).ok();
         if span.is_none() {
-            self.note(item.span().start, format!("`{name}` must look like `200ms` or `5s` (ms s m h d)"));
+            let message = format!("`{name}` must look like `200ms` or `5s` (ms s m h d), not `{text}`");
+            self.note(item.at(), message);
         }
-        span.map(Duration::from_millis)
+        span
     }
 
-    fn count(&mut self, item: Item<'_>, name: &str) -> Option<u32> {
-        let count = u32::try_from(self.integer(item, name)?).ok().filter(|count| *count > 0);
+    fn count(&mut self, item: Item<'d>, name: &str) -> Option<u32> {
+        let number = self.typed(item, name, item.whole())?;
+        let count = u32::try_from(number).ok().filter(|count| *count > 0);
         if count.is_none() {
-            self.note(item.span().start, format!("`{name}` must be a number from 1 to {}", u32::MAX));
+            self.note(item.at(), format!("`{name}` must be a number from 1 to {}, not {number}", u32::MAX));
         }
         count
     }
 
-    fn filled(&mut self, item: Item<'_>, name: &str) -> Option<String> {
+    fn filled(&mut self, item: Item<'d>, name: &str) -> Option<String> {
         let text = self.text(item, name)?;
         if text.trim().is_empty() {
-            self.note(item.span().start, format!("`{name}` is empty"));
+            self.note(item.at(), format!("`{name}` is empty"));
         }
         Some(text.to_owned())
     }
 
-    fn text<'t>(&mut self, item: Item<'t>, name: &str) -> Option<&'t str> {
-        let text = item.get_ref().as_str();
-        if text.is_none() {
-            self.note(item.span().start, format!("`{name}` must be a text, in quotes"));
+    /// Reads one of several words.
+    fn word<T: Clone>(&mut self, item: Item<'d>, name: &str, what: &str, known: &[(&str, T)]) -> Option<T> {
+        let word = self.text(item, name)?;
+        let found = known.iter().find(|(known, _)| *known == word).map(|(_, value)| value.clone());
+        if found.is_none() {
+            let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+            let hint = did_you_mean(word, words.iter().copied());
+            self.note(item.at(), format!("`{word}` is not a {what}; use one of: {}{hint}", words.join(", ")));
         }
-        text
+        found
     }
 
-    fn integer(&mut self, item: Item<'_>, name: &str) -> Option<u64> {
-        let number = item.get_ref().as_integer().filter(|number| number.radix() == 10);
-        let number = number.and_then(|number| number.as_str().parse().ok());
-        if number.is_none() {
-            self.note(item.span().start, format!("`{name}` must be a whole number, without quotes"));
-        }
-        number
+    fn text(&mut self, item: Item<'d>, name: &str) -> Option<&'d str> {
+        self.typed(item, name, item.text())
     }
 
-    fn boolean(&mut self, item: Item<'_>, name: &str) -> Option<bool> {
-        let value = item.get_ref().as_bool();
-        if value.is_none() {
-            self.note(item.span().start, format!("`{name}` must be `true` or `false`, without quotes"));
-        }
-        value
+    fn boolean(&mut self, item: Item<'d>, name: &str) -> Option<bool> {
+        self.typed(item, name, item.boolean())
     }
 
-    fn table<'t>(&mut self, item: Item<'t>, name: &str) -> Option<Table<'t>> {
-        let DeValue::Table(table) = item.get_ref() else {
-            self.note(item.span().start, format!("`{name}` must be a table"));
-            return None;
-        };
-        Some(Table::new(format!("`{name}`"), item.span().start, table))
+    fn table(&mut self, item: Item<'d>, name: &str) -> Option<Table<'d>> {
+        self.typed(item, name, item.table(&format!("`{name}`")))
     }
 
     /// Returns the members of a table that may have any names.
-    fn members<'t>(&mut self, item: Item<'t>, name: &str) -> Vec<(&'t str, usize, Item<'t>)> {
-        self.table(item, name).map(|table| table.members).unwrap_or_default()
+    fn members(&mut self, item: Item<'d>, name: &str) -> Option<Vec<Member<'d>>> {
+        self.typed(item, name, item.members())
+    }
+
+    /// Returns the value if it has the right type, and reports it otherwise.
+    fn typed<T>(&mut self, item: Item<'d>, name: &str, value: Result<T, WrongType>) -> Option<T> {
+        value.map_err(|wrong| self.note(item.at(), format!("`{name}` {wrong}"))).ok()
     }
 }
 
 impl Retry {
     /// Sends once, without a retry.
-    const ONCE: Retry = Retry { every: Duration::ZERO, limit: 1 };
-}
-
-fn unknown_word<'a>(what: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    let known: Vec<&str> = known.into_iter().collect();
-    let hint = did_you_mean(word, known.iter().copied());
-    format!("`{word}` is not a {what}; use one of: {}{hint}", known.join(", "))
+    pub(super) const ONCE: Retry = Retry { every: Duration::ZERO, limit: 1 };
 }
 
 #[cfg(test)]
@@ -683,7 +574,7 @@ mod tests {
                 ),
                 (4, "`source` is empty"),
                 (6, "step `a` has no `action`"),
-                (11, "`name` must be a text, in quotes"),
+                (11, "`name` must be text in quotes, not a number"),
                 (12, "`repat` is unknown in a step; did you mean `repeat`?"),
             ]
         );
@@ -700,8 +591,8 @@ mod tests {
     #[test]
     fn every_member_says_what_it_takes() {
         for (lines, mistake) in [
-            ("params = { a = 5 }", "8: `a` must be a text, in quotes"),
-            ("params = 5", "8: `params` must be a table"),
+            ("params = { a = 5 }", "8: `a` must be text in quotes, not a number"),
+            ("params = 5", "8: `params` must be a table, not a number"),
             ("params.a = { unique = \"x\" }", "8: `unique` is only allowed under `[vars]`"),
             ("params.a = {}", "8: `a` has no `time`"),
             ("params.a = { time = \"soon\" }", "8: `time` must look like"),
@@ -709,21 +600,24 @@ mod tests {
             ("params.a = \"${a\"", "8: a `${` is not closed"),
             ("params.a = \"${order}\"", "8: `${order}` has no value"),
             ("alter = { a = \"1\" }", "8: `a` cannot be altered"),
-            ("duplicate = { a = 1 }", "8: `a` must be a text"),
-            ("token = \"wrnog\"", "8: `wrnog` is neither"),
+            ("duplicate = { a = 1 }", "8: `a` must be text in quotes, not a number"),
+            (
+                "token = \"wrnog\"",
+                "8: `wrnog` is neither `wrong`, `missing` nor hex digits; did you mean `wrong`?",
+            ),
             ("send = \"GET\"", "8: `GET` is not a way to send; use one of: usual, form"),
             ("dated = \"10m\"", "8: `dated` must look like"),
             ("raw = \"\"", "8: `raw` is empty"),
             ("wait = \"5\"", "8: `wait` must look like"),
-            ("repeat = 0", "8: `repeat` must be a number from 1"),
-            ("repeat = \"2\"", "8: `repeat` must be a whole number"),
-            ("concurrent = 2000", "8: `concurrent` can be at most 1024"),
+            ("repeat = 0", "8: `repeat` must be a number from 1 to 4294967295, not 0"),
+            ("repeat = \"2\"", "8: `repeat` must be a whole number without quotes, not text"),
+            ("concurrent = 2000", "8: `concurrent` is 2000, but can be at most 1024"),
             ("retry = { every = \"1s\" }", "8: `retry` has no `limit`"),
             ("retry = { every = \"1s\", limit = 2, until = \"x\" }", "8: `until` is unknown in `retry`"),
             ("capture = { \"a b\" = \"id\" }", "8: `a b` is not a valid name"),
-            ("\n[step.expect]\nstatus = 1000", "10: `status` must be an HTTP status"),
+            ("\n[step.expect]\nstatus = 1000", "10: `status` must be an HTTP status, such as 200, not 1000"),
             ("expect = { state = \"activ\" }", "8: `activ` is not a state; use one of: pending, active,"),
-            ("expect = { held = \"yes\" }", "8: `held` must be `true` or `false`"),
+            ("expect = { held = \"yes\" }", "8: `held` must be true or false without quotes, not text"),
             ("expect = { json = 1.5 }", "8: an answer can only be compared with"),
             ("expect = { json.a = { matches = \"empty\" } }", "8: `empty` is not a match"),
             ("expect = { json.a = \"${id}\" }", "8: `${id}` has no value"),
@@ -815,14 +709,5 @@ mod tests {
             let shown = told.iter().any(|word| word.trim_matches(['[', ']']) == name);
             assert!(shown, "docs/fixtures.md does not describe `{name}`");
         }
-    }
-
-    #[test]
-    fn near_names_are_offered_and_far_ones_are_not() {
-        assert_eq!(did_you_mean("statsu", ["status", "json"]), "; did you mean `status`?");
-        assert_eq!(did_you_mean("skuid", ["skuId"]), "; did you mean `skuId`?");
-        assert_eq!(did_you_mean("colour", ["status", "json"]), "");
-        assert_eq!(did_you_mean("x", []), "");
-        assert_eq!([distance("", "abc"), distance("abc", ""), distance("kitten", "sitting")], [3, 3, 3]);
     }
 }

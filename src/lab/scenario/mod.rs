@@ -25,6 +25,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use spid_core::dialect::{Dialect, SendForm, SendSignature};
+use spid_core::document::did_you_mean;
 
 pub use expect::{Failure, Seen};
 pub use run::{Answered, Observer, Report, Sent, States, StepReport, Target};
@@ -139,28 +140,17 @@ pub enum ScenarioError {
 }
 
 fn listed(file: &str, mistakes: &[Mistake]) -> String {
-    let lines: Vec<String> =
-        mistakes.iter().map(|it| format!("{file}:{}: {}", it.line, it.message)).collect();
-    lines.join("\n")
+    mistakes.iter().map(|it| format!("{file}:{}: {}", it.line, it.message)).collect::<Vec<_>>().join("\n")
 }
 
 /// Error: an override without a value to override.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no value is called `{name}`{}; known names: {}", nearest(name, known), known.join(", "))]
+#[error("no value is called `{name}`{}; known names: {}", did_you_mean(name, known.iter().map(String::as_str)), known.join(", "))]
 pub struct NoMatch {
     /// The name that was given.
     pub name: String,
     /// The names that exist.
     pub known: Vec<String>,
-}
-
-fn nearest(name: &str, known: &[String]) -> String {
-    file::did_you_mean(name, known.iter().map(String::as_str))
-}
-
-/// Parses `200ms`, `5s`, `10m`, `2h`, `30d`, the time spans of scenarios.
-pub fn span(text: &str) -> Option<Duration> {
-    value::read_span(text).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
 }
 
 impl Scenario {
@@ -180,8 +170,8 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError`].
     pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
-        let unreadable = |cause| ScenarioError::Unreadable { path: path.to_owned(), cause };
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ScenarioError::Unreadable { path: path.to_owned(), cause })?;
         Scenario::parse(&text, &path.display().to_string())
     }
 
@@ -291,7 +281,7 @@ mod tests {
 
     fn text_of(value: &Value) -> String {
         match value {
-            Value::Text(template) => template.fill(&value::Known::new()),
+            Value::Text(template) => template.fill(&value::Variables::new()),
             other => panic!("{other:?}"),
         }
     }

@@ -1,33 +1,29 @@
 //! Runs a scenario: signs, sends and compares.
 //!
-//! The deliveries of a step run as tasks, as many at once as the step says. They report to the run through one channel,
-//! so an [`Observer`] needs no lock and sees one event after the other. The state is read right after the answers,
+//! The deliveries of a step run concurrently, as many at once as the step says, and share the [`Observer`]. The state is read right after the answers,
 //! because a daemon answers after its commit.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::expect::{Expectation, Failure, Seen, value_at};
-use super::value::Known;
+use super::expect::{Failure, Seen, value_at};
+use super::value::Variables;
 use super::{Scenario, Step};
-use crate::lab::exchange as shown;
-use crate::lab::exchange::{addressed, masked};
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Url};
-use crate::observe::limits;
+use crate::lab::exchange::{self, PreparedRequest, Repetitions};
+use crate::lab::report;
+use crate::net::{Client, ClientError, ClientResponse, Url};
 use spid_core::dialect::{Dialect, Options, OutRequest, RawRequest, Sending};
 use spid_core::query::Pair;
 use spid_core::signature::Keys;
 use spid_hook::time::{Clock, plus_millis};
 
-/// Capacity of the channel of events. A slow observer slows the deliveries down.
-const EVENTS_MAX_COUNT: usize = 64;
 /// Interval between two looks at an instance that is not yet as expected.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -52,25 +48,21 @@ impl Target {
     /// Creates a target that stops at the first failed step. Its timeouts equal those of spid's own listener for a
     /// peer.
     pub fn new(url: Url, keys: Keys) -> Target {
-        let connect = Duration::from_millis(limits::HEADERS_READ_MS);
-        let total = connect + Duration::from_millis(limits::BODY_READ_MS);
-        let client = Client::new(ClientOptions { connect, total, ..ClientOptions::default() });
-        Target {
-            url,
-            keys,
-            client,
-            keep_going: false,
-            endpoints: BTreeMap::new(),
-            other_keys: BTreeMap::new(),
-        }
+        let client = Client::new(exchange::client_options(Duration::ZERO));
+        let (endpoints, other_keys) = (BTreeMap::new(), BTreeMap::new());
+        Target { url, keys, client, keep_going: false, endpoints, other_keys }
     }
 }
 
 /// Access to the stored state of the SPI endpoint under test. Without it, expectations about that state are not
 /// checked.
 pub trait States: Sync {
-    /// Returns the instance with this name: its own id, or its orderBizId.
-    fn state(&self, name: &str) -> Option<Seen>;
+    /// Returns the instance with this name, which is its own id or its orderBizId. Names of different accounts are
+    /// independent, so `url` is the endpoint that the callback was sent to.
+    ///
+    /// # Errors
+    /// The reason, if the instance cannot be told from one of another account.
+    fn state(&self, url: &Url, name: &str) -> Result<Option<Seen>, String>;
 
     /// Returns the number of callbacks held for an operator.
     fn held(&self) -> u64;
@@ -177,6 +169,33 @@ impl StepReport {
     }
 }
 
+impl From<&Report> for report::Report {
+    fn from(report: &Report) -> report::Report {
+        let mut tests = Vec::new();
+        for step in &report.steps {
+            let failures: Vec<String> = step.failures.iter().map(ToString::to_string).collect();
+            let first = failures.first().and_then(|text| text.lines().next());
+            tests.push(report::TestReport {
+                name: step.name.clone(),
+                verdict: if step.passed { report::Verdict::Passed } else { report::Verdict::Failed },
+                summary: first.unwrap_or("no answer").to_owned(),
+                details: failures.join("\n"),
+                duration_ms: u64::try_from(step.duration_ms).unwrap_or_default(),
+            });
+        }
+        for name in &report.not_run {
+            tests.push(report::TestReport {
+                name: name.clone(),
+                verdict: report::Verdict::NotJudged,
+                summary: "a step before it failed".to_owned(),
+                details: String::new(),
+                duration_ms: 0,
+            });
+        }
+        report::Report { name: report.title.clone(), tests }
+    }
+}
+
 impl Scenario {
     /// Sends the steps one after the other, and compares the answers.
     ///
@@ -189,7 +208,7 @@ impl Scenario {
         clock: &Clock,
         observer: &mut dyn Observer,
     ) -> Report {
-        let mut runner = Runner { scenario: self, target, states, clock, observer, known: Known::new() };
+        let mut runner = Runner { scenario: self, target, states, clock, observer, known: Variables::new() };
         let mut steps = Vec::new();
         let error = match (self.unmet_names(target), runner.vars()) {
             (Some(unmet), _) => Some(unmet),
@@ -225,7 +244,7 @@ struct Runner<'a> {
     states: Option<&'a dyn States>,
     clock: &'a Clock,
     observer: &'a mut dyn Observer,
-    known: Known,
+    known: Variables,
 }
 
 impl Runner<'_> {
@@ -264,7 +283,7 @@ impl Runner<'_> {
         }
         // Count before the first delivery, because the deliveries may add held callbacks.
         let held_before = self.states.map(States::held);
-        let delivery = Arc::new(self.delivery(step).map_err(|error| no_randomness(&error))?);
+        let delivery = self.delivery(step).map_err(|error| no_randomness(&error))?;
         let mut tally = self.deliver(&delivery).await;
         let mut not_checked = Vec::new();
         // An unexpected answer fails the step already, so check the state only after good answers.
@@ -288,16 +307,17 @@ impl Runner<'_> {
     /// Prepares the deliveries of a step. Values are resolved once, so that every repeat sends the same values.
     fn delivery(&self, step: &Arc<Step>) -> Result<Delivery, getrandom::Error> {
         let zone = &self.scenario.timezone;
-        let resolve = |(name, value): &(String, super::Value)| {
-            Ok((name.clone(), value.resolve(&self.known, self.clock, zone)?))
-        };
+        let mut parameters = Vec::new();
+        for (name, value) in &step.params {
+            parameters.push((name.clone(), value.resolve(&self.known, self.clock, zone)?));
+        }
         Ok(Delivery {
             step: step.clone(),
             dialect: self.scenario.dialect,
             target: self.target_of(step),
             clock: self.clock.clone(),
             known: self.known.clone(),
-            parameters: step.params.iter().map(resolve).collect::<Result<_, getrandom::Error>>()?,
+            parameters,
         })
     }
 
@@ -313,29 +333,18 @@ impl Runner<'_> {
         target
     }
 
-    async fn deliver(&mut self, delivery: &Arc<Delivery>) -> Tally {
-        let (events, mut inbox) = mpsc::channel(EVENTS_MAX_COUNT);
-        let begun = Arc::new(AtomicU32::new(0));
-        let mut tasks = JoinSet::new();
-        for _ in 0..delivery.step.concurrent.min(delivery.step.repeat) {
-            tasks.spawn(work(delivery.clone(), begun.clone(), events.clone()));
-        }
-        // Only the tasks keep the channel open now, so the loop ends with the last task.
-        drop(events);
+    async fn deliver(&mut self, delivery: &Delivery) -> Tally {
+        let observer: &mut dyn Observer = self.observer;
+        let (observer, is_over) = (SharedObserver::new(observer), AtomicBool::new(false));
+        let numbers = (1..=delivery.step.repeat).take_while(|_| !is_over.load(Ordering::Relaxed));
+        let concurrent = usize::try_from(delivery.step.concurrent).unwrap_or(usize::MAX);
+        let mut deliveries =
+            stream::iter(numbers).map(|number| delivery.make(number, &observer)).buffer_unordered(concurrent);
         let mut tally = Tally::default();
-        while let Some(event) = inbox.recv().await {
-            match event {
-                Event::Sent(sent) => {
-                    tally.requests += 1;
-                    self.observer.sent(&sent);
-                }
-                Event::Answered(answered) => self.observer.answered(&answered),
-                Event::Ended(number, ended) => tally.add(number, ended),
-            }
-            if tally.is_over() {
-                // Deliveries in flight finish; no new one begins.
-                begun.store(delivery.step.repeat, Ordering::Relaxed);
-            }
+        while let Some(delivered) = deliveries.next().await {
+            tally.add(delivered);
+            // Deliveries in flight finish; no new one begins.
+            is_over.store(tally.is_over(), Ordering::Relaxed);
         }
         tally
     }
@@ -359,11 +368,10 @@ impl Runner<'_> {
         let deadline = Instant::now() + expect.within;
         // Check at least once, even if the step allows no time.
         loop {
-            let seen = name.as_deref().and_then(|name| states.state(name));
-            let mut found = self.compare(expect, name.as_deref(), seen.as_ref());
+            let (seen, mut found) = self.compare(states, delivery, name.as_deref());
             found.extend(expect.check_held(held_before, states.held()));
             if found.is_empty() || Instant::now() >= deadline {
-                if let Some(name) = &name {
+                if let (Some(name), Some(seen)) = (&name, &seen) {
                     self.observer.looked(name, seen.as_ref());
                 }
                 failures.extend(found);
@@ -373,14 +381,28 @@ impl Runner<'_> {
         }
     }
 
-    fn compare(&self, expect: &Expectation, name: Option<&str>, seen: Option<&Seen>) -> Vec<Failure> {
-        match name {
-            Some(name) => expect.check_instance(name, seen, &self.known, &self.scenario.timezone),
-            None if expect.is_about_an_instance() => {
-                let hint = "the callback names no instance; set `instance = \"…\"` in `expect`";
-                vec![Failure::new("state", "an instance to look at", hint)]
+    /// Returns the instance, if the store could be asked for it, and its differences from the expectations.
+    fn compare(
+        &self,
+        states: &dyn States,
+        delivery: &Delivery,
+        name: Option<&str>,
+    ) -> (Option<Option<Seen>>, Vec<Failure>) {
+        let expect = &delivery.step.expect;
+        let Some(name) = name else {
+            let hint = "the callback names no instance; set `instance = \"…\"` in `expect`";
+            let unnamed = Failure::new("state", "an instance to look at", hint);
+            return (None, expect.is_about_an_instance().then_some(unnamed).into_iter().collect());
+        };
+        match states.state(&delivery.target.url, name) {
+            Ok(seen) => {
+                let found = expect.check_instance(name, seen.as_ref(), &self.known, &self.scenario.timezone);
+                (Some(seen), found)
             }
-            None => Vec::new(),
+            Err(reason) => {
+                let ambiguous = Failure::new(format!("state of `{name}`"), "one instance", reason);
+                (None, expect.is_about_an_instance().then_some(ambiguous).into_iter().collect())
+            }
         }
     }
 }
@@ -391,7 +413,7 @@ struct Tally {
     requests: u64,
     failures: Vec<Failure>,
     error: Option<String>,
-    captured: Known,
+    captured: Variables,
 }
 
 impl Tally {
@@ -400,22 +422,23 @@ impl Tally {
     }
 
     /// Adds a delivery that has ended. Only the first failed delivery is reported, because the others would repeat it.
-    fn add(&mut self, delivery: u32, ended: Result<Known, Ended>) {
+    fn add(&mut self, delivered: Delivered) {
+        self.requests += delivered.requests;
         if self.is_over() {
             return;
         }
-        match ended {
+        match delivered.result {
             Ok(captured) => self.failures = self.contradictions(&captured),
             Err(Ended::Unmet(failures)) => self.failures = failures,
             Err(Ended::Unanswered(error)) => self.error = Some(error),
         }
         for failure in &mut self.failures {
-            failure.delivery = Some(delivery);
+            failure.delivery = Some(delivered.number);
         }
     }
 
     /// Adds captured values. All deliveries of one callback must get the same values.
-    fn contradictions(&mut self, captured: &Known) -> Vec<Failure> {
+    fn contradictions(&mut self, captured: &Variables) -> Vec<Failure> {
         let mut found = Vec::new();
         for (name, value) in captured {
             let first = self.captured.entry(name.clone()).or_insert_with(|| value.clone());
@@ -435,11 +458,14 @@ enum Ended {
     Unanswered(String),
 }
 
-/// Events that the tasks of a step report.
-enum Event {
-    Sent(Sent),
-    Answered(Answered),
-    Ended(u32, Result<Known, Ended>),
+/// Observer that the concurrent deliveries of a step share.
+type SharedObserver<'o> = Mutex<&'o mut dyn Observer>;
+
+/// A delivery that has ended.
+struct Delivered {
+    number: u32,
+    requests: u64,
+    result: Result<Variables, Ended>,
 }
 
 /// A callback of a step, ready to be sent any number of times.
@@ -448,55 +474,31 @@ struct Delivery {
     dialect: &'static dyn Dialect,
     target: Target,
     clock: Clock,
-    known: Known,
+    known: Variables,
     parameters: Vec<Pair>,
-}
-
-/// Makes deliveries until all of the step's deliveries have begun.
-async fn work(delivery: Arc<Delivery>, begun: Arc<AtomicU32>, events: mpsc::Sender<Event>) {
-    loop {
-        // The tasks share this counter, so each delivery gets its own number.
-        let number = begun.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if number > delivery.step.repeat {
-            return;
-        }
-        let ended = delivery.make(number, &events).await;
-        if events.send(Event::Ended(number, ended)).await.is_err() {
-            // The run was dropped, so stop sending.
-            return;
-        }
-    }
 }
 
 impl Delivery {
     /// Sends the callback until its answer is as expected, at most as often as the step allows.
-    async fn make(&self, number: u32, events: &mpsc::Sender<Event>) -> Result<Known, Ended> {
-        let mut unmet = Vec::new();
-        for attempt in 0..self.step.retry.limit {
-            if attempt > 0 {
-                tokio::time::sleep(self.step.retry.every).await;
-            }
+    async fn make(&self, number: u32, observer: &SharedObserver<'_>) -> Delivered {
+        let mut requests = 0;
+        let mut repetitions = Repetitions::every(self.step.retry.every, self.step.retry.limit);
+        let result = loop {
+            requests += 1;
             // Only answers are retried: a request without an answer ends the run.
-            let answer = self.send(number, events).await.map_err(Ended::Unanswered)?;
-            let answered = Event::Answered(Answered {
-                delivery: number,
-                status: answer.status,
-                location: answer.headers.text("location").map(shown::header),
-                body: shown::body(&answer.body),
-            });
-            // If the run was dropped, `work` stops after this delivery.
-            let _ = events.send(answered).await;
-            match self.judge(&answer) {
-                Ok(captured) => return Ok(captured),
-                Err(failures) => unmet = failures,
+            match self.send(number, observer).await.map(|answer| self.judge(&answer)) {
+                Ok(Ok(captured)) => break Ok(captured),
+                Ok(Err(failures)) if !repetitions.again().await => break Err(Ended::Unmet(failures)),
+                Ok(Err(_)) => {}
+                Err(error) => break Err(Ended::Unanswered(error)),
             }
-        }
-        Err(Ended::Unmet(unmet))
+        };
+        Delivered { number, requests, result }
     }
 
-    fn judge(&self, answer: &ClientResponse) -> Result<Known, Vec<Failure>> {
+    fn judge(&self, answer: &ClientResponse) -> Result<Variables, Vec<Failure>> {
         let mut failures = self.step.expect.check_answer(answer, &self.known);
-        let mut captured = Known::new();
+        let mut captured = Variables::new();
         for (name, path) in &self.step.capture {
             match value_at(&answer.body, path) {
                 Some(value) => {
@@ -512,44 +514,43 @@ impl Delivery {
         if failures.is_empty() { Ok(captured) } else { Err(failures) }
     }
 
-    async fn send(&self, number: u32, events: &mpsc::Sender<Event>) -> Result<ClientResponse, String> {
-        if let Some(bytes) = &self.step.request {
-            let _ = events.send(Event::Sent(recorded(number, bytes))).await;
-            let sent = self.target.client.send_raw(&self.target.url, bytes).await;
-            return sent.map_err(|error| self.explain(&error));
-        }
-        let out = self.request();
-        let request = self.on_the_wire(&out)?;
-        // Report the request before it is sent, so that it is visible even without an answer.
-        let sent = Sent {
-            delivery: number,
-            method: out.method,
-            target: masked(request.url.target()),
-            body: masked(&String::from_utf8_lossy(&out.body)),
+    async fn send(&self, number: u32, observer: &SharedObserver<'_>) -> Result<ClientResponse, String> {
+        let url = &self.target.url;
+        let request = match &self.step.request {
+            Some(bytes) => PreparedRequest::recorded(bytes, url),
+            None => PreparedRequest::signed(&self.request(), url)
+                .map_err(|error| format!("step `{}` cannot be sent: {error}", self.step.name))?,
         };
-        let _ = events.send(Event::Sent(sent)).await;
-        self.target.client.send(request).await.map_err(|error| self.explain(&error))
+        // Report the request before it is sent, so that it is visible even without an answer.
+        let PreparedRequest { method, target, body, .. } = &request;
+        let sent = Sent { delivery: number, method, target: target.clone(), body: body.clone() };
+        observer.lock().unwrap_or_else(PoisonError::into_inner).sent(&sent);
+        let answer = request.send(&self.target.client).await.map_err(|error| self.explain(&error))?;
+        let answered = Answered {
+            delivery: number,
+            status: answer.status,
+            location: answer.headers.text("location").map(exchange::header),
+            body: exchange::body(&answer.body),
+        };
+        observer.lock().unwrap_or_else(PoisonError::into_inner).answered(&answered);
+        Ok(answer)
     }
 
     /// Builds the request with the current time, because a marketplace signs every call again.
     fn request(&self) -> OutRequest {
-        let fill = |pairs: &[(String, super::Template)]| {
-            pairs.iter().map(|(name, text)| (name.clone(), text.fill(&self.known))).collect()
-        };
         let sending = Sending {
             form: self.step.form,
             signature: self.step.signature.clone(),
-            altered: fill(&self.step.altered),
-            appended: fill(&self.step.duplicated),
+            altered: self.filled(&self.step.altered),
+            appended: self.filled(&self.step.duplicated),
             raw: self.step.raw.clone(),
             ..Sending::at(plus_millis(self.clock.now(), self.step.dated_ms))
         };
         self.dialect.request(&self.step.action, &self.parameters, &self.target.keys, &sending)
     }
 
-    fn on_the_wire(&self, out: &OutRequest) -> Result<ClientRequest, String> {
-        addressed(out, &self.target.url)
-            .map_err(|error| format!("step `{}` cannot be sent: {error}", self.step.name))
+    fn filled(&self, pairs: &[(String, super::Template)]) -> Vec<Pair> {
+        pairs.iter().map(|(name, text)| (name.clone(), text.fill(&self.known))).collect()
     }
 
     fn explain(&self, error: &ClientError) -> String {
@@ -583,20 +584,6 @@ impl Delivery {
     }
 }
 
-/// Formats a recorded request, safe to show.
-fn recorded(delivery: u32, bytes: &[u8]) -> Sent {
-    let text = String::from_utf8_lossy(bytes);
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let mut words = head.lines().next().unwrap_or_default().split(' ');
-    let method = match words.next() {
-        Some("GET") => "GET",
-        Some("POST") => "POST",
-        _ => "(recorded)",
-    };
-    let target = masked(words.next().unwrap_or_default());
-    Sent { delivery, method, target, body: masked(body) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
@@ -615,6 +602,8 @@ mod tests {
         let folders = files(&root);
         assert_eq!(folders.len(), dialect::names().count(), "a folder for every dialect, and nothing else");
         let files = folders.iter().flat_map(|folder| files(folder));
+        // Recorded requests are beside their fixtures.
+        let files = files.filter(|file| file.extension().is_some_and(|it| it == "toml"));
         files.map(|file| (file.clone(), Scenario::load(&file).unwrap())).collect()
     }
 
@@ -681,9 +670,10 @@ mod tests {
     #[test]
     fn the_first_failed_delivery_is_the_one_reported() {
         let mut tally = Tally::default();
-        tally.add(1, Ok(Known::from([("id".to_owned(), "a".to_owned())])));
-        tally.add(2, Ok(Known::from([("id".to_owned(), "b".to_owned())])));
-        tally.add(3, Err(Ended::Unanswered("gone".to_owned())));
+        let ended = |number, result| Delivered { number, requests: 1, result };
+        tally.add(ended(1, Ok(Variables::from([("id".to_owned(), "a".to_owned())]))));
+        tally.add(ended(2, Ok(Variables::from([("id".to_owned(), "b".to_owned())]))));
+        tally.add(ended(3, Err(Ended::Unanswered("gone".to_owned()))));
         assert_eq!(tally.failures.len(), 1);
         assert_eq!(
             tally.failures[0].to_string(),

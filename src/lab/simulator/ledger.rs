@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Said;
-use super::plan::{Event, Life, What};
+use super::Response;
+use super::plan::{Event, OrderPlan, RequestKind};
 
 /// Final state of an order, as reported to the marketplace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum End {
+pub enum FinalState {
     /// The order never had an instance.
     Nothing,
     /// In use.
@@ -26,7 +26,7 @@ pub enum End {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Loss {
     /// The kind of loss.
-    pub kind: Kind,
+    pub kind: LossKind,
     /// The request that failed.
     pub what: &'static str,
     /// Amount of the loss, in simulated yuan.
@@ -36,7 +36,7 @@ pub struct Loss {
 /// Kinds of loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum LossKind {
     /// Paid by the buyer, requested as often as the marketplace does, and never done.
     Lost,
     /// Never frozen, released or shortened, although the buyer pays no longer.
@@ -49,25 +49,26 @@ pub enum Kind {
     Contradicted,
 }
 
-impl Kind {
+impl LossKind {
     /// Every kind, the worst first.
-    pub const ALL: [Kind; 5] = [Kind::Lost, Kind::Doubled, Kind::Unpaid, Kind::Contradicted, Kind::Unheard];
+    pub const ALL: [LossKind; 5] =
+        [LossKind::Lost, LossKind::Doubled, LossKind::Unpaid, LossKind::Contradicted, LossKind::Unheard];
 
     /// Returns a description of the kind.
     pub const fn words(self) -> &'static str {
         match self {
-            Kind::Lost => "paid but never done",
-            Kind::Doubled => "created twice, or shared by two orders",
-            Kind::Unpaid => "used but not paid",
-            Kind::Contradicted => "reported as done, then as not done",
-            Kind::Unheard => "payments that were never acknowledged",
+            LossKind::Lost => "paid but never done",
+            LossKind::Doubled => "created twice, or shared by two orders",
+            LossKind::Unpaid => "used but not paid",
+            LossKind::Contradicted => "reported as done, then as not done",
+            LossKind::Unheard => "payments that were never acknowledged",
         }
     }
 }
 
 /// Ledger entry of one order.
 #[derive(Debug, Clone, Serialize)]
-pub struct Entry {
+pub struct LedgerEntry {
     /// Number of the order in the plan.
     pub number: u32,
     /// The `orderBizId` of the order.
@@ -78,7 +79,7 @@ pub struct Entry {
     /// The instance id that the marketplace received.
     pub id: Option<String>,
     /// Final state of the order.
-    pub end: End,
+    pub end: FinalState,
     /// Counts of events and successes, by the name of the request.
     pub asked: BTreeMap<&'static str, RequestCounts>,
     /// Number of requests sent.
@@ -102,83 +103,89 @@ pub struct RequestCounts {
     pub requests: u64,
 }
 
-impl Entry {
-    pub(super) fn new(life: &Life, run: &str) -> Entry {
-        Entry {
-            number: life.number,
-            biz: format!("{run}-{}", life.number),
-            buyer: format!("{:016}", 1_000_000_000_000_000 + u64::from(life.number % 1_000)),
+impl LedgerEntry {
+    pub(super) fn new(plan: &OrderPlan, run: &str) -> LedgerEntry {
+        LedgerEntry {
+            number: plan.number,
+            biz: format!("{run}-{}", plan.number),
+            buyer: format!("{:016}", 1_000_000_000_000_000 + u64::from(plan.number % 1_000)),
             id: None,
-            end: End::Nothing,
+            end: FinalState::Nothing,
             asked: BTreeMap::new(),
             requests: 0,
             unanswered: 0,
             losses: Vec::new(),
-            price: life.events.first().map_or(0, |event| event.sku.price()),
+            price: plan.events.first().map_or(0, |event| event.sku.price()),
         }
     }
 
     /// Returns true if the event is possible: an order without an instance cannot be renewed, for example.
     pub(super) fn may(&self, event: &Event) -> bool {
-        matches!(event.what, What::Create | What::Pay) || self.id.is_some()
+        matches!(event.what, RequestKind::Create | RequestKind::Pay) || self.id.is_some()
     }
 
-    pub(super) fn begin(&mut self, what: What) {
+    pub(super) fn begin(&mut self, what: RequestKind) {
         self.asked.entry(what.name()).or_default().happened += 1;
     }
 
-    pub(super) fn hear(&mut self, what: What, said: &Said) {
+    pub(super) fn record(&mut self, what: RequestKind, response: &Response) {
         self.requests += 1;
         self.asked.entry(what.name()).or_default().requests += 1;
-        match said {
-            Said::Nothing => self.unanswered += 1,
-            Said::Done(id) if matches!(what, What::Create | What::LateCreate) => self.told(what, id.clone()),
-            Said::Done(_) | Said::NotYet => {}
+        match response {
+            Response::Nothing => self.unanswered += 1,
+            Response::Done(id) if matches!(what, RequestKind::Create | RequestKind::LateCreate) => {
+                self.record_id(what, id.clone())
+            }
+            Response::Done(_) | Response::NotYet => {}
         }
     }
 
-    fn told(&mut self, what: What, id: Option<String>) {
+    fn record_id(&mut self, what: RequestKind, id: Option<String>) {
         // A second id for one purchase means that the seller created two instances.
         if id.is_some() && self.id.is_some() && id != self.id {
-            self.lose(Kind::Doubled, what);
+            self.add_loss(LossKind::Doubled, what);
         }
         // The first id is kept: it is the one that the marketplace uses from then on.
         self.id = self.id.take().or(id);
     }
 
-    pub(super) fn done(&mut self, what: What) {
+    pub(super) fn done(&mut self, what: RequestKind) {
         self.asked.entry(what.name()).or_default().done += 1;
         self.end = match what {
             // A repeated create does not reactivate an instance that was frozen or released.
-            What::Create if self.end == End::Nothing => End::Active,
-            What::Renew => End::Active,
-            What::Expire => End::Frozen,
-            What::Release => End::Released,
+            RequestKind::Create if self.end == FinalState::Nothing => FinalState::Active,
+            RequestKind::Renew => FinalState::Active,
+            RequestKind::Expire => FinalState::Frozen,
+            RequestKind::Release => FinalState::Released,
             _ => self.end,
         };
     }
 
     /// Records the response to a repeated request whose event was already done.
-    pub(super) fn hear_again(&mut self, what: What, said: &Said) {
-        self.hear(what, said);
-        // A lost response (`Said::Nothing`) is no contradiction.
-        if *said == Said::NotYet {
-            self.lose(Kind::Contradicted, what);
+    pub(super) fn record_repeat(&mut self, what: RequestKind, response: &Response) {
+        self.record(what, response);
+        // A lost response (`Response::Nothing`) is no contradiction.
+        if *response == Response::NotYet {
+            self.add_loss(LossKind::Contradicted, what);
         }
     }
 
-    pub(super) fn give_up(&mut self, what: What) {
+    pub(super) fn give_up(&mut self, what: RequestKind) {
         match what {
-            What::Create | What::Upgrade | What::Renew => self.lose(Kind::Lost, what),
-            What::Expire | What::Release | What::RefundRenew => self.lose(Kind::Unpaid, what),
-            What::Pay => self.lose(Kind::Unheard, what),
+            RequestKind::Create | RequestKind::Upgrade | RequestKind::Renew => {
+                self.add_loss(LossKind::Lost, what)
+            }
+            RequestKind::Expire | RequestKind::Release | RequestKind::RefundRenew => {
+                self.add_loss(LossKind::Unpaid, what)
+            }
+            RequestKind::Pay => self.add_loss(LossKind::Unheard, what),
             // A late create may be answered with the old id or with 0; neither costs anything.
-            What::LateCreate => {}
+            RequestKind::LateCreate => {}
         }
     }
 
-    fn lose(&mut self, kind: Kind, what: What) {
-        let worth = if kind == Kind::Contradicted { 0 } else { self.price };
+    fn add_loss(&mut self, kind: LossKind, what: RequestKind) {
+        let worth = if kind == LossKind::Contradicted { 0 } else { self.price };
         self.losses.push(Loss { kind, what: what.name(), worth });
     }
 }
@@ -186,7 +193,7 @@ impl Entry {
 /// Ledger entries of all orders.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    entries: Vec<Entry>,
+    entries: Vec<LedgerEntry>,
     /// The order that received an id first, by id.
     ids: BTreeMap<String, u32>,
 }
@@ -207,16 +214,16 @@ pub struct Summary {
     /// Counts of events, by the name of the request.
     pub asked: BTreeMap<&'static str, RequestCounts>,
     /// Number and amount of the losses, by kind.
-    pub losses: BTreeMap<Kind, Sum>,
+    pub losses: BTreeMap<LossKind, LossTotal>,
     /// Orders with a loss, at most 100, sorted by number.
-    pub examples: Vec<Entry>,
+    pub examples: Vec<LedgerEntry>,
     /// Duration of the simulation, in milliseconds.
     pub took_ms: u64,
 }
 
 /// Number and amount of losses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Sum {
+pub struct LossTotal {
     /// Number of losses.
     pub count: u64,
     /// Amount, in simulated yuan.
@@ -230,7 +237,7 @@ impl Summary {
     }
 
     /// Returns the number of losses of this kind.
-    pub fn count(&self, kind: Kind) -> u64 {
+    pub fn count(&self, kind: LossKind) -> u64 {
         self.losses.get(&kind).map_or(0, |sum| sum.count)
     }
 }
@@ -239,25 +246,25 @@ impl Summary {
 const EXAMPLES_COUNT: usize = 100;
 
 impl Ledger {
-    pub(super) fn add(&mut self, mut entry: Entry) {
+    pub(super) fn add(&mut self, mut entry: LedgerEntry) {
         if let Some(id) = &entry.id {
             let first = *self.ids.entry(id.clone()).or_insert(entry.number);
             // Two orders with one id share an instance, so one buyer has none.
             if first != entry.number {
-                entry.lose(Kind::Doubled, What::Create);
+                entry.add_loss(LossKind::Doubled, RequestKind::Create);
             }
         }
         self.entries.push(entry);
     }
 
     /// Returns the entries, in the order in which they were added.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[LedgerEntry] {
         &self.entries
     }
 
     pub(super) fn summary(&self, seed: u64, run: &str, took: Duration) -> Summary {
         let mut asked: BTreeMap<&'static str, RequestCounts> = BTreeMap::new();
-        let mut losses: BTreeMap<Kind, Sum> = BTreeMap::new();
+        let mut losses: BTreeMap<LossKind, LossTotal> = BTreeMap::new();
         for entry in &self.entries {
             for (name, one) in &entry.asked {
                 let sum = asked.entry(name).or_default();
@@ -271,7 +278,7 @@ impl Ledger {
                 sum.worth += loss.worth;
             }
         }
-        let mut examples: Vec<Entry> = self
+        let mut examples: Vec<LedgerEntry> = self
             .entries
             .iter()
             .filter(|entry| !entry.losses.is_empty())
@@ -298,30 +305,30 @@ mod tests {
     use super::super::plan::Plan;
     use super::*;
 
-    fn entry(number: u32) -> Entry {
+    fn entry(number: u32) -> LedgerEntry {
         let plan = Plan::new(1, number, 1.0);
-        Entry::new(plan.lives.last().unwrap(), "r")
+        LedgerEntry::new(plan.orders.last().unwrap(), "r")
     }
 
-    fn kinds(entry: &Entry) -> Vec<Kind> {
+    fn kinds(entry: &LedgerEntry) -> Vec<LossKind> {
         entry.losses.iter().map(|loss| loss.kind).collect()
     }
 
     #[test]
     fn what_was_told_is_held_against_what_is_told_later() {
         let mut one = entry(1);
-        let id = |id: &str| Said::Done(Some(id.to_owned()));
-        one.hear(What::Create, &Said::Nothing);
-        one.hear(What::Create, &Said::NotYet);
-        one.hear(What::Create, &id("a"));
-        one.done(What::Create);
-        assert_eq!((one.requests, one.unanswered, one.end), (3, 1, End::Active));
-        one.hear_again(What::Create, &id("a"));
-        one.hear_again(What::Create, &Said::Nothing);
+        let id = |id: &str| Response::Done(Some(id.to_owned()));
+        one.record(RequestKind::Create, &Response::Nothing);
+        one.record(RequestKind::Create, &Response::NotYet);
+        one.record(RequestKind::Create, &id("a"));
+        one.done(RequestKind::Create);
+        assert_eq!((one.requests, one.unanswered, one.end), (3, 1, FinalState::Active));
+        one.record_repeat(RequestKind::Create, &id("a"));
+        one.record_repeat(RequestKind::Create, &Response::Nothing);
         assert_eq!(kinds(&one), [], "an answer that got lost denies nothing");
-        one.hear_again(What::Create, &id("b"));
-        one.hear_again(What::Create, &Said::NotYet);
-        assert_eq!(kinds(&one), [Kind::Doubled, Kind::Contradicted]);
+        one.record_repeat(RequestKind::Create, &id("b"));
+        one.record_repeat(RequestKind::Create, &Response::NotYet);
+        assert_eq!(kinds(&one), [LossKind::Doubled, LossKind::Contradicted]);
         assert_eq!(one.id.as_deref(), Some("a"));
     }
 
@@ -329,11 +336,11 @@ mod tests {
     fn what_is_never_done_is_lost_to_somebody() {
         let mut one = entry(2);
         for (what, kind) in [
-            (What::Create, Some(Kind::Lost)),
-            (What::Renew, Some(Kind::Lost)),
-            (What::Release, Some(Kind::Unpaid)),
-            (What::Pay, Some(Kind::Unheard)),
-            (What::LateCreate, None),
+            (RequestKind::Create, Some(LossKind::Lost)),
+            (RequestKind::Renew, Some(LossKind::Lost)),
+            (RequestKind::Release, Some(LossKind::Unpaid)),
+            (RequestKind::Pay, Some(LossKind::Unheard)),
+            (RequestKind::LateCreate, None),
         ] {
             one.losses.clear();
             one.give_up(what);
@@ -346,10 +353,10 @@ mod tests {
         let mut ledger = Ledger::default();
         for number in [1, 2] {
             let mut one = entry(number);
-            one.hear(What::Create, &Said::Done(Some("same".to_owned())));
+            one.record(RequestKind::Create, &Response::Done(Some("same".to_owned())));
             ledger.add(one);
         }
         let summary = ledger.summary(1, "r", Duration::ZERO);
-        assert_eq!((summary.count(Kind::Doubled), summary.examples.len()), (1, 1));
+        assert_eq!((summary.count(LossKind::Doubled), summary.examples.len()), (1, 1));
     }
 }

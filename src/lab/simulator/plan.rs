@@ -33,7 +33,7 @@ impl Sku {
 
 /// Requests of the marketplace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum What {
+pub enum RequestKind {
     /// A purchase.
     Create,
     /// Notification that an order was paid.
@@ -52,43 +52,31 @@ pub enum What {
     LateCreate,
 }
 
-impl What {
-    /// Every request.
-    pub const ALL: [What; 8] = [
-        What::Create,
-        What::Pay,
-        What::Upgrade,
-        What::Renew,
-        What::RefundRenew,
-        What::Expire,
-        What::Release,
-        What::LateCreate,
-    ];
-
+impl RequestKind {
     /// Returns the marketplace's name of the request.
     pub const fn word(self) -> &'static str {
         match self {
-            What::Create | What::LateCreate => "createInstance",
-            What::Pay => "orderPay",
-            What::Upgrade => "upgradeInstance",
-            What::Renew => "renewInstance",
-            What::RefundRenew => "refundRenewInstance",
-            What::Expire => "expiredInstance",
-            What::Release => "releaseInstance",
+            RequestKind::Create | RequestKind::LateCreate => "createInstance",
+            RequestKind::Pay => "orderPay",
+            RequestKind::Upgrade => "upgradeInstance",
+            RequestKind::Renew => "renewInstance",
+            RequestKind::RefundRenew => "refundRenewInstance",
+            RequestKind::Expire => "expiredInstance",
+            RequestKind::Release => "releaseInstance",
         }
     }
 
     /// Returns the name in a ledger.
     pub const fn name(self) -> &'static str {
         match self {
-            What::Create => "create",
-            What::Pay => "payment",
-            What::Upgrade => "upgrade",
-            What::Renew => "renew",
-            What::RefundRenew => "refund-renew",
-            What::Expire => "expire",
-            What::Release => "release",
-            What::LateCreate => "late-create",
+            RequestKind::Create => "create",
+            RequestKind::Pay => "payment",
+            RequestKind::Upgrade => "upgrade",
+            RequestKind::Renew => "renew",
+            RequestKind::RefundRenew => "refund-renew",
+            RequestKind::Expire => "expire",
+            RequestKind::Release => "release",
+            RequestKind::LateCreate => "late-create",
         }
     }
 }
@@ -97,10 +85,10 @@ impl What {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The request.
-    pub what: What,
-    /// Market days since the previous event.
+    pub what: RequestKind,
+    /// Simulated days since the previous event.
     pub after_days: u32,
-    /// End of the term after this event, in market days from the purchase.
+    /// End of the term after this event, in simulated days from the purchase.
     pub until_days: u32,
     /// Number of the order at the marketplace; requests of the same order share it.
     pub order: u32,
@@ -118,7 +106,7 @@ pub struct Event {
 
 /// All events of one order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Life {
+pub struct OrderPlan {
     /// Number of the order in the plan, from 1.
     pub number: u32,
     /// Time of the purchase, in milliseconds from the start.
@@ -133,27 +121,27 @@ pub struct Plan {
     /// Seed of the plan.
     pub seed: u64,
     /// The orders, by time of purchase.
-    pub lives: Vec<Life>,
+    pub orders: Vec<OrderPlan>,
 }
 
 impl Plan {
     /// Plans `orders` purchases, on average `per_second` of them per second.
     pub fn new(seed: u64, orders: u32, per_second: f64) -> Plan {
-        let mut arrivals = Chance::new(seed, 0);
+        let mut arrivals = Random::new(seed, 0);
         let gap_ms = if per_second > 0.0 { 1_000.0 / per_second } else { 0.0 };
         let mut at_ms = 0.0;
-        let mut lives = Vec::new();
+        let mut planned = Vec::new();
         for number in 1..=orders {
-            lives.push(Life {
+            planned.push(OrderPlan {
                 number,
                 arrives_ms: at_ms as u64,
                 // Each order has a random stream of its own, so that a larger plan keeps the orders of a smaller one.
-                events: Story::tell(Chance::new(seed, u64::from(number))),
+                events: OrderPlanner::plan(Random::new(seed, u64::from(number))),
             });
             // Between zero and twice the average gap, so that there are busy and quiet minutes.
             at_ms += gap_ms * (arrivals.below(2_001) as f64 / 1_000.0);
         }
-        Plan { seed, lives }
+        Plan { seed, orders: planned }
     }
 }
 
@@ -161,8 +149,8 @@ impl Plan {
 const MONTH: u32 = 30;
 
 /// Generator of the events of one order.
-struct Story {
-    chance: Chance,
+struct OrderPlanner {
+    random: Random,
     events: Vec<Event>,
     sku: Sku,
     until: u32,
@@ -172,23 +160,29 @@ struct Story {
     refunded: bool,
 }
 
-impl Story {
-    fn tell(chance: Chance) -> Vec<Event> {
-        let mut story =
-            Story { chance, events: Vec::new(), sku: Sku::Basic, until: MONTH, orders: 1, refunded: false };
-        story.sku = if story.chance.percent(25) { Sku::Pro } else { Sku::Basic };
-        if story.chance.percent(8) {
-            story.trial()
+impl OrderPlanner {
+    fn plan(random: Random) -> Vec<Event> {
+        let mut planner = OrderPlanner {
+            random,
+            events: Vec::new(),
+            sku: Sku::Basic,
+            until: MONTH,
+            orders: 1,
+            refunded: false,
+        };
+        planner.sku = if planner.random.percent(25) { Sku::Pro } else { Sku::Basic };
+        if planner.random.percent(8) {
+            planner.trial()
         } else {
-            story.sale()
+            planner.sale()
         }
-        story.events
+        planner.events
     }
 
-    fn add(&mut self, what: What, after_days: u32) -> Option<&mut Event> {
+    fn add(&mut self, what: RequestKind, after_days: u32) -> Option<&mut Event> {
         // Both are drawn for every event, so that the random stream does not depend on `what`.
-        let many = self.chance.percent(6);
-        let twice = self.chance.percent(6);
+        let many = self.random.percent(6);
+        let twice = self.random.percent(6);
         self.events.push(Event {
             what,
             after_days,
@@ -197,39 +191,39 @@ impl Story {
             sku: self.sku,
             is_trial: false,
             is_refund: false,
-            twins: many && what != What::LateCreate,
-            again: twice && what != What::LateCreate,
+            twins: many && what != RequestKind::LateCreate,
+            again: twice && what != RequestKind::LateCreate,
         });
         self.events.last_mut()
     }
 
     fn trial(&mut self) {
         self.until = 7;
-        if let Some(bought) = self.add(What::Create, 0) {
-            bought.is_trial = true;
+        if let Some(purchase) = self.add(RequestKind::Create, 0) {
+            purchase.is_trial = true;
         }
-        self.add(What::Expire, 7);
+        self.add(RequestKind::Expire, 7);
         self.release(5, false);
     }
 
     fn sale(&mut self) {
-        self.add(What::Create, 0);
-        if self.chance.percent(50) {
-            self.add(What::Pay, 0);
+        self.add(RequestKind::Create, 0);
+        if self.random.percent(50) {
+            self.add(RequestKind::Pay, 0);
         }
-        if self.chance.percent(10) {
-            let days = 1 + self.chance.below_u32(3);
+        if self.random.percent(10) {
+            let days = 1 + self.random.below_u32(3);
             return self.release(days, true);
         }
-        if self.chance.percent(25) {
+        if self.random.percent(25) {
             self.upgrade();
         }
-        for _ in 0..self.chance.below(4) {
+        for _ in 0..self.random.below(4) {
             self.renewal();
         }
-        if self.chance.percent(40) {
-            self.add(What::Expire, MONTH);
-            let days = 7 + self.chance.below_u32(8);
+        if self.random.percent(40) {
+            self.add(RequestKind::Expire, MONTH);
+            let days = 7 + self.random.below_u32(8);
             self.release(days, false);
         }
     }
@@ -237,38 +231,39 @@ impl Story {
     fn upgrade(&mut self) {
         self.orders += 1;
         self.sku = if self.sku == Sku::Basic { Sku::Pro } else { Sku::Max };
-        let days = 2 + self.chance.below_u32(10);
-        self.add(What::Upgrade, days);
+        let days = 2 + self.random.below_u32(10);
+        self.add(RequestKind::Upgrade, days);
     }
 
     /// Adds a renewal: before the end of the term, or after it, when the instance was frozen meanwhile.
     fn renewal(&mut self) {
         self.orders += 1;
-        let late = self.chance.percent(30);
+        let late = self.random.percent(30);
         if late {
-            self.add(What::Expire, MONTH);
+            self.add(RequestKind::Expire, MONTH);
         }
         let before = self.until;
         self.until += MONTH;
-        let days = if late { 1 + self.chance.below_u32(5) } else { 20 };
-        self.add(What::Renew, days);
-        if !late && !self.refunded && self.chance.percent(10) {
+        let days = if late { 1 + self.random.below_u32(5) } else { 20 };
+        self.add(RequestKind::Renew, days);
+        if !late && !self.refunded && self.random.percent(10) {
             self.refunded = true;
             self.until = before;
-            self.add(What::RefundRenew, 1);
+            self.add(RequestKind::RefundRenew, 1);
         }
     }
 
     fn release(&mut self, after_days: u32, is_refund: bool) {
-        if let Some(release) = self.add(What::Release, after_days) {
+        if let Some(release) = self.add(RequestKind::Release, after_days) {
             release.is_refund = is_refund;
         }
         // The repeat has the values of the purchase, not those after an upgrade or a renewal.
-        if self.chance.percent(10) {
-            let (until, sku) = (self.events.first().map_or(self.until, |bought| bought.until_days), self.sku);
+        if self.random.percent(10) {
+            let (until, sku) =
+                (self.events.first().map_or(self.until, |purchase| purchase.until_days), self.sku);
             let (first_sku, is_trial) =
-                self.events.first().map_or((sku, false), |bought| (bought.sku, bought.is_trial));
-            if let Some(late) = self.add(What::LateCreate, 2) {
+                self.events.first().map_or((sku, false), |purchase| (purchase.sku, purchase.is_trial));
+            if let Some(late) = self.add(RequestKind::LateCreate, 2) {
                 *late = Event { until_days: until, order: 1, sku: first_sku, is_trial, ..late.clone() };
             }
         }
@@ -276,12 +271,12 @@ impl Story {
 }
 
 /// Deterministic random numbers from a seed (splitmix64).
-struct Chance(u64);
+struct Random(u64);
 
-impl Chance {
-    fn new(seed: u64, stream: u64) -> Chance {
+impl Random {
+    fn new(seed: u64, stream: u64) -> Random {
         // Mixing the stream first keeps neighboring streams independent.
-        Chance(mixed(seed ^ mixed(stream.wrapping_add(1))))
+        Random(mixed(seed ^ mixed(stream.wrapping_add(1))))
     }
 
     fn next(&mut self) -> u64 {
@@ -298,8 +293,8 @@ impl Chance {
         u32::try_from(self.below(u64::from(end))).unwrap_or_default()
     }
 
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
+    fn percent(&mut self, random: u64) -> bool {
+        self.below(100) < random
     }
 }
 
@@ -317,26 +312,27 @@ mod tests {
     fn a_seed_is_a_market() {
         let plan = Plan::new(7, 500, 50.0);
         assert_eq!(plan, Plan::new(7, 500, 50.0));
-        assert_ne!(plan.lives, Plan::new(8, 500, 50.0).lives);
+        assert_ne!(plan.orders, Plan::new(8, 500, 50.0).orders);
         let longer = Plan::new(7, 600, 50.0);
-        assert!(longer.lives.starts_with(&plan.lives), "more orders change nothing about the others");
+        assert!(longer.orders.starts_with(&plan.orders), "more orders change nothing about the others");
     }
 
     #[test]
     fn everything_happens_and_in_an_order_that_makes_sense() {
         let plan = Plan::new(1, 2_000, 100.0);
-        for what in What::ALL {
+        use RequestKind::{Create, Expire, LateCreate, Pay, RefundRenew, Release, Renew, Upgrade};
+        for what in [Create, Pay, Upgrade, Renew, RefundRenew, Expire, Release, LateCreate] {
             let orders =
-                plan.lives.iter().filter(|life| life.events.iter().any(|it| it.what == what)).count();
+                plan.orders.iter().filter(|order| order.events.iter().any(|it| it.what == what)).count();
             assert!(orders > 20, "{what:?}: {orders}");
         }
-        for life in &plan.lives {
-            assert_eq!(life.events[0].what, What::Create);
-            let release = life.events.iter().position(|event| event.what == What::Release);
-            let behind = release.map_or(&[][..], |at| &life.events[at + 1..]);
-            assert!(behind.iter().all(|event| event.what == What::LateCreate), "{life:?}");
+        for order in &plan.orders {
+            assert_eq!(order.events[0].what, RequestKind::Create);
+            let release = order.events.iter().position(|event| event.what == RequestKind::Release);
+            let behind = release.map_or(&[][..], |at| &order.events[at + 1..]);
+            assert!(behind.iter().all(|event| event.what == RequestKind::LateCreate), "{order:?}");
         }
-        let last = plan.lives.last().unwrap().arrives_ms;
+        let last = plan.orders.last().unwrap().arrives_ms;
         assert!((18_000..22_000).contains(&last), "2000 orders at 100 a second: {last} ms");
     }
 }

@@ -40,25 +40,25 @@ pub(super) async fn serve_on<H: Handler>(
     let mut stop = pin!(stop);
     let mut stopping = false;
     while !stopping {
-        // `biased` polls the stop first, so that a busy listener cannot delay a stop.
+        // 1. Accept. `biased` polls the stop first, so that a busy listener cannot delay a stop.
         let (stream, peer) = select! {
             biased;
             () = stop.as_mut() => break,
             accepted = accept(&listener, &server) => accepted,
         };
-        // An accepted connection is served even beyond the limit, because its request may be on its way.
+        // 2. Take a permit, if need be from another connection. An accepted connection is served even beyond the limit, because its request may be on its way.
         let permit = select! {
             biased;
             permit = server.make_room() => permit,
             () = stop.as_mut() => { stopping = true; None }
         };
-        // The slot is registered before the task starts, so that a drain or a displacement sees this connection.
+        // 3. Serve the connection in a task of its own. The slot is registered before the task starts, so that a drain or a displacement sees this connection.
         let slot = ConnectionSlot::take(server.clone(), peer, permit);
         connections.spawn(serve_connection(stream, slot));
-        // Finished tasks are removed here, because no other code joins them before the stop.
+        // 4. Finished tasks are removed here, because no other code joins them before the stop.
         while connections.try_join_next().is_some() {}
     }
-    // The listener closes before the drain, so that new connections go to the next daemon.
+    // 5. The listener closes before the drain, so that new connections go to the next daemon.
     drop(listener);
     server.drain(connections).await
 }

@@ -34,9 +34,9 @@ use crate::net::{Method, Request, Response, ServerTls, Unread, collect};
 /// A connection slot. A drop removes the connection from the server and returns its permit.
 pub(super) struct ConnectionSlot<H: Handler> {
     server: Arc<Server<H>>,
-    line: Arc<ConnectionState>,
+    state: Arc<ConnectionState>,
     id: u64,
-    // Fields drop after `Drop::drop`: the connection leaves `lines` first, and then its permit becomes free.
+    // Fields drop after `Drop::drop`: the connection leaves `states` first, and then its permit becomes free.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -46,23 +46,23 @@ impl<H: Handler> ConnectionSlot<H> {
         peer: SocketAddr,
         permit: Option<OwnedSemaphorePermit>,
     ) -> ConnectionSlot<H> {
-        let line = Arc::new(ConnectionState::new(peer));
-        let id = server.next_line.fetch_add(1, Ordering::Relaxed);
-        lock(&server.lines).insert(id, line.clone());
-        ConnectionSlot { server, line, id, _permit: permit }
+        let state = Arc::new(ConnectionState::new(peer));
+        let id = server.next_connection.fetch_add(1, Ordering::Relaxed);
+        lock(&server.states).insert(id, state.clone());
+        ConnectionSlot { server, state, id, _permit: permit }
     }
 
     /// Counts the end of a connection, if the server denied it.
     fn count(&self, why: Option<HttpFault>) {
         if let Some(why) = why {
-            self.server.handler.turned_away(why, self.line.peer);
+            self.server.handler.turned_away(why, self.state.peer);
         }
     }
 }
 
 impl<H: Handler> Drop for ConnectionSlot<H> {
     fn drop(&mut self) {
-        lock(&self.server.lines).remove(&self.id);
+        lock(&self.server.states).remove(&self.id);
     }
 }
 
@@ -86,7 +86,7 @@ async fn shake_hands<H: Handler>(
     stream: TcpStream,
     slot: &ConnectionSlot<H>,
 ) -> Option<Box<TlsStream<TcpStream>>> {
-    let due = slot.line.progress().1 + slot.server.options.headers_read;
+    let due = slot.state.progress().1 + slot.server.options.headers_read;
     let failed = select! {
         biased;
         shaken = tls.accept(stream) => match shaken {
@@ -94,12 +94,12 @@ async fn shake_hands<H: Handler>(
             // A peer that only disconnected did nothing wrong.
             Err(error) if error.kind() != io::ErrorKind::InvalidData => None,
             Err(error) => {
-                debug!(peer = %slot.line.peer, %error, "TLS handshake failed");
+                debug!(peer = %slot.state.peer, %error, "TLS handshake failed");
                 Some(HttpFault::TlsFailed)
             }
         },
         () = sleep_until(due) => Some(HttpFault::TlsLate),
-        () = slot.line.poke.notified() => None,
+        () = slot.state.wake_up.notified() => None,
     };
     slot.count(failed);
     None
@@ -107,22 +107,22 @@ async fn shake_hands<H: Handler>(
 
 /// Serves HTTP on one connection until it ends, is told to end, or exceeds a time limit.
 async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, slot: &ConnectionSlot<H>) {
-    let (server, line) = (&slot.server, &slot.line);
-    let wire = TokioIo::new(Wire::new(stream, line.clone(), server.options.body_max_bytes));
-    let service = service_fn(|request| answer(server, line, request));
+    let (server, state) = (&slot.server, &slot.state);
+    let wire = TokioIo::new(Wire::new(stream, state.clone(), server.options.body_max_bytes));
+    let service = service_fn(|request| answer(server, state, request));
     let mut connection = pin!(server.builder.serve_connection(wire, service));
-    let mut timer = pin!(sleep_until(line.progress().1 + server.options.headers_read));
+    let mut timer = pin!(sleep_until(state.progress().1 + server.options.headers_read));
     loop {
         // The order matters: `poll_overdue` must see the phase after the connection was polled.
         select! {
             biased;
             ended = connection.as_mut() => return slot.count(ended.err().and_then(|error| denial_of_error(&error))),
-            phase = poll_fn(|cx| line.poll_overdue(&server.options, timer.as_mut(), cx)) => {
+            phase = poll_fn(|cx| state.poll_overdue(&server.options, timer.as_mut(), cx)) => {
                 return slot.count(denial_of_timeout(phase));
             }
-            () = line.poke.notified() => {
+            () = state.wake_up.notified() => {
                 // A request in flight is completed; hyper then closes the connection.
-                if line.progress().0.may_be_cut() {
+                if state.progress().0.may_be_cut() {
                     return;
                 }
                 connection.as_mut().graceful_shutdown();
@@ -135,24 +135,24 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, slot:
 /// the request, hyper drops this future unpolled, and the work continues detached.
 fn answer<H: Handler>(
     server: &Arc<Server<H>>,
-    line: &Arc<ConnectionState>,
+    state: &Arc<ConnectionState>,
     request: hyper::Request<Incoming>,
 ) -> impl Future<Output = Result<hyper::Response<Full<Bytes>>, Infallible>> + use<H> {
-    let (attached, line) = (server.begin(line.clone(), request), line.clone());
+    let (attached, state) = (server.begin(state.clone(), request), state.clone());
     async move {
         let mut response = to_wire(attached.await);
         // Read after the handler, because a stop may have begun while it ran.
-        if line.is_last() {
+        if state.is_last() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        line.enter(Phase::Answer);
+        state.enter(Phase::Answer);
         Ok(response)
     }
 }
 
 pub(super) async fn receive(
     options: &ServerOptions,
-    line: &ConnectionState,
+    state: &ConnectionState,
     request: hyper::Request<Incoming>,
 ) -> Result<Request, HttpFault> {
     // Cheap checks on the head come before the body is read.
@@ -165,14 +165,14 @@ pub(super) async fn receive(
     if !is_plainly_framed(request.headers()) {
         return Err(HttpFault::Malformed);
     }
-    let (mut request, body) = Request::from_wire(request, line.peer);
+    let (mut request, body) = Request::from_wire(request, state.peer);
     if body.is_end_stream() {
         return Ok(request);
     }
     if matches!(request.method, Method::Get | Method::Head) {
         return Err(HttpFault::BodyUnexpected);
     }
-    line.enter(Phase::Body);
+    state.enter(Phase::Body);
     let body = timeout(options.body_read, collect(body, options.body_max_bytes)).await;
     request.body = body.map_err(|_| HttpFault::BodyLate)?.map_err(|unread| match unread {
         Unread::TooLarge => HttpFault::BodyTooLarge,
@@ -231,7 +231,7 @@ fn encode(response: Response) -> Result<hyper::Response<Full<Bytes>>, &'static s
 /// The socket given to hyper. It reports progress to the connection state, and lingers before it closes.
 struct Wire<S> {
     stream: S,
-    line: Arc<ConnectionState>,
+    state: Arc<ConnectionState>,
     /// True once the peer has closed its side.
     ended: bool,
     shut: bool,
@@ -240,8 +240,8 @@ struct Wire<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    fn new(stream: S, line: Arc<ConnectionState>, discard: usize) -> Wire<S> {
-        Wire { stream, line, ended: false, shut: false, discard }
+    fn new(stream: S, state: Arc<ConnectionState>, discard: usize) -> Wire<S> {
+        Wire { stream, state, ended: false, shut: false, discard }
     }
 
     /// Discards the bytes that the peer still sends, until the peer closes too. A socket closed with unread bytes
@@ -249,7 +249,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0u8; 2048];
         // `discard` bounds the bytes, and the time limit of `Phase::Closing` bounds the wait.
-        while !self.ended && self.discard > 0 && !self.line.is_told_to_end() {
+        while !self.ended && self.discard > 0 && !self.state.is_told_to_end() {
             let mut buf = ReadBuf::new(&mut scratch);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
             self.ended = read.is_err() || buf.filled().is_empty();
@@ -270,7 +270,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         if buf.filled().len() == before {
             self.ended = true;
         } else {
-            self.line.moves(Phase::Idle, Phase::Head);
+            self.state.moves(Phase::Idle, Phase::Head);
         }
         Poll::Ready(Ok(()))
     }
@@ -296,7 +296,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     /// hyper flushes once it has written everything, so the peer now has its response.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.line.moves(Phase::Answer, Phase::Idle);
+        self.state.moves(Phase::Answer, Phase::Idle);
         Poll::Ready(Ok(()))
     }
 
@@ -305,7 +305,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         if !self.shut {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.shut = true;
-            self.line.enter(Phase::Closing);
+            self.state.enter(Phase::Closing);
         }
         self.poll_linger(cx).map(Ok)
     }

@@ -147,8 +147,8 @@ struct Server<H> {
     builder: Builder,
     runtime: Handle,
     room: Arc<Semaphore>,
-    lines: Mutex<HashMap<u64, Arc<ConnectionState>>>,
-    next_line: AtomicU64,
+    states: Mutex<HashMap<u64, Arc<ConnectionState>>>,
+    next_connection: AtomicU64,
     /// Number of handlers that have started and not ended.
     running: AtomicUsize,
     quiet: Notify,
@@ -163,8 +163,8 @@ impl<H: Handler> Server<H> {
             builder: builder(&options),
             runtime: Handle::current(),
             room: Arc::new(Semaphore::new(seats)),
-            lines: Mutex::default(),
-            next_line: AtomicU64::new(0),
+            states: Mutex::default(),
+            next_connection: AtomicU64::new(0),
             running: AtomicUsize::new(0),
             quiet: Notify::new(),
             detached: Mutex::new(Some(JoinSet::new())),
@@ -185,36 +185,36 @@ impl<H: Handler> Server<H> {
 
     /// Tells one connection to end, so that its permit becomes free.
     fn displace(&self) {
-        if let Some(line) = self.longest_without_a_request() {
+        if let Some(state) = self.longest_without_a_request() {
             // A connection in use ends its request normally, so it is not counted as denied.
-            if line.progress().0.may_be_cut() {
-                self.handler.turned_away(HttpFault::Displaced, line.peer);
+            if state.progress().0.may_be_cut() {
+                self.handler.turned_away(HttpFault::Displaced, state.peer);
             }
-            line.tell_to_end();
+            state.tell_to_end();
         }
     }
 
     /// Returns the connection to displace: first those without a complete request, then those in use, the longest
     /// first. A connection in use completes its request and then closes instead of staying idle.
     fn longest_without_a_request(&self) -> Option<Arc<ConnectionState>> {
-        let lines = lock(&self.lines);
-        let candidates = lines.values().filter(|line| !line.is_told_to_end());
-        let line = candidates.min_by_key(|line| {
-            let (phase, since) = line.progress();
+        let states = lock(&self.states);
+        let candidates = states.values().filter(|state| !state.is_told_to_end());
+        let state = candidates.min_by_key(|state| {
+            let (phase, since) = state.progress();
             (!phase.may_be_cut(), since)
         });
-        line.cloned()
+        state.cloned()
     }
 
     /// Drains the server: see [`serve`].
     async fn drain(&self, mut connections: JoinSet<()>) -> Drained {
         // Step 1: from now on, every response says `connection: close`.
-        lock(&self.lines).values().for_each(|line| line.next_is_last());
+        lock(&self.states).values().for_each(|state| state.next_is_last());
         let emptied = async {
             let mut all_ended = pin!(async { while connections.join_next().await.is_some() {} });
             // Step 2: connections without a request get `stop_unasked` for a request on its way; then they are closed.
             if timeout(self.options.stop_unasked, all_ended.as_mut()).await.is_err() {
-                lock(&self.lines).values().for_each(|line| line.tell_to_end());
+                lock(&self.states).values().for_each(|state| state.tell_to_end());
                 all_ended.await;
             }
             // Step 3: handlers whose peer disconnected are awaited as well.
@@ -242,18 +242,22 @@ impl<H: Handler> Server<H> {
 
     /// Receives a request and runs the handler on the task of its connection. If the connection ends first, the
     /// remaining work moves to a new task. That costs less than one task per request.
-    fn begin(self: &Arc<Self>, line: Arc<ConnectionState>, request: hyper::Request<Incoming>) -> Attached<H> {
+    fn begin(
+        self: &Arc<Self>,
+        state: Arc<ConnectionState>,
+        request: hyper::Request<Incoming>,
+    ) -> Attached<H> {
         let server = self.clone();
         // Counted before the first poll, so that a drain that starts now waits for this handler.
         let running = Running::begin(self.clone());
         let work = Box::pin(async move {
             let _running = running;
-            match receive(&server.options, &line, request).await {
+            match receive(&server.options, &state, request).await {
                 Ok(request) => {
-                    line.enter(Phase::Busy);
+                    state.enter(Phase::Busy);
                     server.handler.clone().handle(request).await
                 }
-                Err(why) => server.turn_away(why, line.peer),
+                Err(why) => server.turn_away(why, state.peer),
             }
         });
         Attached { work: Some(work), server: self.clone() }

@@ -53,7 +53,7 @@ pub(super) struct ConnectionState {
     progress: Mutex<(Phase, Instant)>,
     told_to_end: AtomicBool,
     last: AtomicBool,
-    pub(super) poke: Notify,
+    pub(super) wake_up: Notify,
 }
 
 impl ConnectionState {
@@ -62,7 +62,7 @@ impl ConnectionState {
         // connections.
         let progress = Mutex::new((Phase::Head, Instant::now()));
         let (told_to_end, last) = (AtomicBool::new(false), AtomicBool::new(false));
-        ConnectionState { peer, progress, told_to_end, last, poke: Notify::new() }
+        ConnectionState { peer, progress, told_to_end, last, wake_up: Notify::new() }
     }
 
     pub(super) fn progress(&self) -> (Phase, Instant) {
@@ -92,7 +92,7 @@ impl ConnectionState {
     pub(super) fn tell_to_end(&self) {
         self.next_is_last();
         self.told_to_end.store(true, Ordering::Release);
-        self.poke.notify_one();
+        self.wake_up.notify_one();
     }
 
     pub(super) fn is_told_to_end(&self) -> bool {

@@ -81,7 +81,8 @@ fn decide(found: Entitled, now: Timestamp, overrun_ms: i64) -> Timed {
         state: instance.state.as_str(),
         plan: instance.sku,
         items: instance.items,
-        trial: verdict.reason == EntitlementReason::Trial || instance.trial == Some(true) && !instance.converted,
+        trial: verdict.reason == EntitlementReason::Trial
+            || instance.trial == Some(true) && !instance.converted,
         buyer: instance.buyer,
         tenant: instance.tenant,
         expires_on: instance.expires_on,
@@ -127,9 +128,12 @@ pub(super) async fn one(
             until = until.min(Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0)));
         }
         let rest = Instant::now() + Duration::from_millis(limits::APP_REREAD_MS);
-        if let Ok(Err(_)) = timeout_at(until, commits.changed()).await {
-            // The store is stopping.
-            return Ok(Response::empty(304).with_header("etag", tag));
+        let mut stopping = app.0.stopping.clone();
+        tokio::select! {
+            biased;
+            // A stop must not wait for this request. An error means the same.
+            _ = stopping.wait_for(|stop| *stop) => return Ok(Response::empty(304).with_header("etag", tag)),
+            _ = timeout_at(until, commits.changed()) => {}
         }
         // A busy store commits thousands of times a second, and each waiting request reads again.
         sleep_until(rest.min(deadline)).await;
@@ -184,6 +188,8 @@ async fn read_one(app: &App, accounts: &[String], name: &str, overrun_ms: i64) -
 /// Returns the accounts that the request is about: those of the token, or one of them.
 pub(super) fn accounts(token: &AppToken, target: &Target) -> Result<Vec<String>, Refusal> {
     match target.get("account") {
+        // No account means no access; in a filter it would mean every account.
+        None if token.accounts.is_empty() => Err(Refusal::new(403, "account", "the token has no account")),
         None => Ok(token.accounts.clone()),
         Some(account) if token.accounts.iter().any(|known| known == account) => Ok(vec![account.to_owned()]),
         // The same answer for an account that exists and one that does not.

@@ -87,7 +87,7 @@ pub(super) async fn list(app: &App, token: &AppToken, target: &Target) -> Result
     };
     let filter = Filter {
         state,
-        accounts: Some(accounts),
+        accounts,
         buyer: target.get("buyer").map(str::to_owned),
         tenant: target.get("tenant").map(str::to_owned),
         before: target.before()?,

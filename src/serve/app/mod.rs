@@ -17,9 +17,9 @@ use std::time::Instant;
 use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
+use crate::admin::Fault;
 use crate::admin::failed_logins::FailedLogins;
 use crate::admin::target::Target;
-use crate::admin::Fault;
 use crate::net::{Handler, Method, Request, Response};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
@@ -89,6 +89,7 @@ struct Shared {
     /// Permits for requests that wait for a change.
     waits: Semaphore,
     commits: watch::Receiver<u64>,
+    stopping: watch::Receiver<bool>,
 }
 
 /// Reason why a request has no answer: status, stable code, and text.
@@ -141,8 +142,14 @@ fn json(status: u16, value: &impl Serialize) -> Result<Response, Refusal> {
 }
 
 impl App {
-    /// Creates the handler.
-    pub fn new(store: Store, clock: Clock, metrics: Metrics, options: AppOptions) -> App {
+    /// Creates the handler. Requests that wait for a change are answered as soon as `stopping` is true.
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        options: AppOptions,
+        stopping: watch::Receiver<bool>,
+    ) -> App {
         let commits = store.commits();
         metrics.announce(Metric::HttpFault, [WRONG_TOKEN, ""]);
         App(Arc::new(Shared {
@@ -153,6 +160,7 @@ impl App {
             failed: FailedLogins::default(),
             waits: Semaphore::new(limits::APP_WAITS_MAX_COUNT),
             commits,
+            stopping,
         }))
     }
 
@@ -210,7 +218,11 @@ impl App {
             tracing::warn!(%peer, suppressed, "a wrong token was shown to the application's listener");
         }
         if turn.slow && !self.0.failed.wait().await {
-            return Refusal::new(429, "too-many-wrong-tokens", "too many wrong tokens came from this address");
+            return Refusal::new(
+                429,
+                "too-many-wrong-tokens",
+                "too many wrong tokens came from this address",
+            );
         }
         Refusal::new(401, "wrong-token", "the token is wrong")
     }

@@ -1,6 +1,7 @@
 //! OpenAPI 3.1 document of the listener, made of the types that are sent.
 
-use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use super::entitlements::{Entitlement, Entitlements};
@@ -49,12 +50,24 @@ pub(super) fn document() -> Value {
         "List instances",
         "Lists what the token may see, the newest first.",
         vec![
-            parameter("state", "Only this state.", json!({"type": "string", "enum": ["pending", "active", "frozen", "released"]})),
+            parameter(
+                "state",
+                "Only this state.",
+                json!({"type": "string", "enum": ["pending", "active", "frozen", "released"]}),
+            ),
             parameter("buyer", "Only this buyer.", text_schema()),
             parameter("tenant", "Only this tenant.", text_schema()),
             account,
-            parameter("before", "The `next` of the page before.", json!({"type": "string", "pattern": "^[0-9]{1,18}$"})),
-            parameter("limit", "Rows of a page.", json!({"type": "integer", "minimum": 1, "maximum": limits::LIST_MAX_COUNT})),
+            parameter(
+                "before",
+                "The `next` of the page before.",
+                json!({"type": "string", "pattern": "^[0-9]{1,18}$"}),
+            ),
+            parameter(
+                "limit",
+                "Rows of a page.",
+                json!({"type": "integer", "minimum": 1, "maximum": limits::LIST_MAX_COUNT}),
+            ),
         ],
         &generator.subschema_for::<AppInstances>().to_value(),
         &[],
@@ -145,7 +158,6 @@ fn merge(mut responses: Value, refusals: &[u16]) -> Value {
     responses
 }
 
-/// Names the types of the document, so that a new one is not forgotten.
 #[cfg(test)]
 mod tests {
     use super::*;

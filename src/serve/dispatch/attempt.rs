@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::calls::Calls;
 use super::endpoints::{KnownEndpoints, Successors};
 use super::pauses::Pauses;
-use super::rooms::{Rooms, WaitsFor};
+use super::wait_queues::{WaitQueues, WaitsFor};
 use crate::hooks::runner::{Permit, Runner, Slot};
 use crate::market_api::order_lookup::{Asker, LookupError, OrderLookupClients};
 use crate::observe::metrics::{Metric, Metrics};
@@ -29,7 +29,7 @@ pub(super) struct Attempt {
     pub(super) metrics: Metrics,
     pub(super) runner: watch::Receiver<Runner>,
     pub(super) stop: watch::Receiver<bool>,
-    pub(super) rooms: Rooms,
+    pub(super) queues: WaitQueues,
     pub(super) calls: Calls,
     pub(super) orders: OrderLookupClients,
     pub(super) endpoints: KnownEndpoints,
@@ -79,15 +79,15 @@ impl Attempt {
     }
 
     /// Waits for a slot of the hook and a call permit. A job that must wait for either first releases its start permit,
-    /// and then enters the waiting room of its hook. So a slow hook does not block the jobs of others.
+    /// and then enters the wait queue of its hook. So a slow hook does not block the jobs of others.
     ///
-    /// Returns `None` if the waiting room is full, or at a stop.
+    /// Returns `None` if the wait queue is full, or at a stop.
     async fn slot(
         &mut self,
         subject: &Subject<'_>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Option<(Slot, Permit)> {
-        // The usual case: both are free, and no waiting room is needed.
+        // The usual case: both are free, and no wait queue is needed.
         let mut free = self.runner.borrow_and_update().try_reserve(subject);
         if let Some(slot) = &free
             && let Some(permit) = self.calls.try_take(slot.hook_name())
@@ -96,7 +96,7 @@ impl Attempt {
         }
         drop(permit);
         let hook = self.runner.borrow().route(subject).hook.to_owned();
-        let _waiting = self.rooms.of(WaitsFor::Hook(hook)).enter()?;
+        let _waiting = self.queues.of(WaitsFor::Hook(hook)).enter()?;
         let calls = self.calls.clone();
         loop {
             let slot = match free.take() {
@@ -139,11 +139,11 @@ impl Attempt {
             Asker { endpoint: &origin.endpoint, account: &origin.account, successors: successors.names() };
         let Some(asked) = self.orders.asked_endpoint(asker, &taken.callback) else { return Ok(Some(permit)) };
         drop(permit);
-        let room = self.rooms.of(WaitsFor::Marketplace(asked.to_owned()));
-        // A full room gives the job back, and `postpone` keeps it in the store until the room has space.
-        let Some(_waiting) = room.enter() else { return Err(AttemptEnd::GivenBack) };
+        let queue = self.queues.of(WaitsFor::Marketplace(asked.to_owned()));
+        // A full queue gives the job back, and `postpone` keeps it in the store until the queue has space.
+        let Some(_waiting) = queue.enter() else { return Err(AttemptEnd::GivenBack) };
         let asking = async {
-            let _turn = room.turn().await;
+            let _lookup_permit = queue.lookup_permit().await;
             self.orders.ask(asker, &taken.callback, self.clock.now()).await
         };
         let asked = tokio::select! {
@@ -159,11 +159,10 @@ impl Attempt {
         taken: &mut LeasedJob,
         asked: Result<Option<Callback>, LookupError>,
     ) -> Result<(), AttemptEnd> {
-        let again = |error: String| Err(AttemptEnd::Retry { error, after: None });
         let known = match asked {
             Ok(None) => return Ok(()),
             Ok(Some(known)) => known,
-            Err(LookupError::Later(error)) => return again(error),
+            Err(LookupError::Later(error)) => return Err(AttemptEnd::Retry { error, after: None }),
             Err(LookupError::Misconfigured(error)) => {
                 return Err(self.misconfigured(&taken.job, "the order lookup", error, None));
             }
@@ -172,7 +171,10 @@ impl Attempt {
             Ok(Some(instance)) => taken.instance = Some(instance),
             // The lease is lost, so the store will fence off the outcome of this attempt.
             Ok(None) => return Err(AttemptEnd::GivenBack),
-            Err(error) => return again(format!("the order details could not be stored: {error}")),
+            Err(error) => {
+                let error = format!("the order details could not be stored: {error}");
+                return Err(AttemptEnd::Retry { error, after: None });
+            }
         }
         taken.callback = Arc::new(known);
         Ok(())

@@ -66,11 +66,12 @@ impl KnownEndpoints {
         if known.get(name).is_some_and(|known| *known.account == *account) {
             return Successors::One(name.to_owned());
         }
-        let fits = |known: &KnownEndpoint| {
-            *known.account == *account && dialect.is_none_or(|dialect| known.dialect.name() == dialect)
-        };
-        let mut names: Vec<String> =
-            known.iter().filter(|(_, known)| fits(known)).map(|(name, _)| name.clone()).collect();
+        let mut names = Vec::new();
+        for (name, known) in known.iter() {
+            if *known.account == *account && dialect.is_none_or(|dialect| known.dialect.name() == dialect) {
+                names.push(name.clone());
+            }
+        }
         match names.len() {
             0 => Successors::None,
             1 => Successors::One(names.remove(0)),

@@ -33,7 +33,7 @@ pub(crate) use leases::{Recovered, end_leases, extend, lease_due, recover};
 pub(crate) use nonces::{consume, is_copy};
 pub(crate) use queue::{LATER_PART, end, settle_queue_after};
 
-/// Reason code of a callback that an operator rejected: the code of [`Reason::Rejected`].
+/// Reason code of a callback that an operator rejected: the code of [`Rejected`](spid_core::lifecycle::Reason::Rejected).
 pub(super) const REJECTED: &str = "rejected";
 
 /// Reason code of a callback that an operator settled: success without running.

@@ -438,9 +438,10 @@ impl Read for Sqlite {
         Ok(found)
     }
 
-    fn unreadable_instances(&self) -> Result<Vec<Unreadable>> {
-        let sql = &format!("SELECT {INSTANCE_COLUMNS} FROM instance ORDER BY number");
-        let (_, unreadable) = self.partition(sql, [], |row| read_instance(row).map(drop))?;
+    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>> {
+        let sql = &format!("SELECT {INSTANCE_COLUMNS} FROM instance ORDER BY number DESC LIMIT ?1");
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let (_, unreadable) = self.partition(sql, [limit], |row| read_instance(row).map(drop))?;
         Ok(unreadable)
     }
 

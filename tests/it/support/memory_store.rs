@@ -271,7 +271,7 @@ macro_rules! reads {
                     numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
                 }))
             }
-            fn unreadable_instances(&self) -> Result<Vec<Unreadable>> {
+            fn unreadable_instances(&self, _limit: usize) -> Result<Vec<Unreadable>> {
                 Ok(Vec::new())
             }
             fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {

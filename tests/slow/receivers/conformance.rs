@@ -17,7 +17,10 @@ use spid::hook::{
     ReleaseCall, RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
 };
 use spid::internals::hooks::runner::{NamedHook, Runner};
-use spid::internals::lab::conformance::{Case, Judgement, Level, Suite, Unjudged, Verdict, Watcher, cases};
+use spid::internals::lab::conformance::{
+    Case, Level, SelfTestReport, Suite, SuiteError, SuiteObserver, cases,
+};
+use spid::internals::lab::report::Verdict;
 use spid::internals::serve::daemon::{Daemon, DaemonOptions};
 use spid::internals::serve::intake::Endpoint;
 use spid_core::dialect;
@@ -95,13 +98,13 @@ fn suite(url: &str) -> Suite {
     suite
 }
 
-async fn judge(suite: &Suite) -> Judgement {
-    suite.judge(&mut ()).await.unwrap()
+async fn test(suite: &Suite) -> SelfTestReport {
+    suite.run(&mut ()).await.unwrap()
 }
 
-fn complaints(judgement: &Judgement) -> String {
-    let cases = judgement.cases.iter().filter(|case| case.verdict != Verdict::Passed);
-    cases.map(|case| format!("{} {}: {}\n", case.id, case.verdict.as_str(), case.said)).collect()
+fn failures_of(report: &SelfTestReport) -> String {
+    let cases = report.cases.iter().filter(|case| case.verdict != Verdict::Passed);
+    cases.map(|case| format!("{} {}: {}\n", case.id, case.verdict.as_str(), case.finding)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,10 +114,10 @@ async fn our_own_daemon_passes_everything_and_again() {
     suite.every = Duration::from_millis(100);
     suite.limit = 300;
     for _ in 0..2 {
-        let judgement = judge(&suite).await;
-        assert!(judgement.passed, "{}", complaints(&judgement));
-        assert_eq!(judgement.cases.len(), cases().len());
-        assert_eq!(judgement.left_behind, Vec::<String>::new());
+        let report = test(&suite).await;
+        assert!(report.passed, "{}", failures_of(&report));
+        assert_eq!(report.cases.len(), cases().len());
+        assert_eq!(report.left_behind, Vec::<String>::new());
     }
     for state in [spid_hook::instance::State::Active, spid_hook::instance::State::Frozen] {
         let filter = spid::internals::store::Filter { state: Some(state), limit: 10, ..Default::default() };
@@ -125,14 +128,14 @@ async fn our_own_daemon_passes_everything_and_again() {
 
 #[tokio::test]
 async fn a_receiver_without_a_fault_passes_everything() {
-    let judgement = judge(&suite(&receiver(Fault::None).await)).await;
-    assert!(judgement.passed, "{}", complaints(&judgement));
+    let report = test(&suite(&receiver(Fault::None).await)).await;
+    assert!(report.passed, "{}", failures_of(&report));
 }
 
 #[tokio::test]
 async fn a_receiver_that_takes_its_time_passes_everything() {
-    let judgement = judge(&suite(&receiver(Fault::TakesItsTime).await)).await;
-    assert!(judgement.passed, "{}", complaints(&judgement));
+    let report = test(&suite(&receiver(Fault::TakesItsTime).await)).await;
+    assert!(report.passed, "{}", failures_of(&report));
 }
 
 /// A fault, and the only case for it.
@@ -219,15 +222,15 @@ async fn each_fault_fails_the_case_made_for_it_and_no_other() {
             if fault == Fault::Slow {
                 suite.within = Duration::from_secs(2);
             }
-            let mut judgement = judge(&suite).await;
+            let mut report = test(&suite).await;
             // A loaded machine may keep the two requests apart for longer than this receiver thinks.
             for _ in 0..3 {
-                if fault == Fault::RacesOnCreate && judgement.passed {
-                    judgement = judge(&suite).await;
+                if fault == Fault::RacesOnCreate && report.passed {
+                    report = test(&suite).await;
                 }
             }
-            let right = judgement.ids(Verdict::Failed) == [case];
-            (!right).then(|| format!("{fault:?} is for {case}:\n{}\n", complaints(&judgement)))
+            let right = report.ids(Verdict::Failed) == [case];
+            (!right).then(|| format!("{fault:?} is for {case}:\n{}\n", failures_of(&report)))
         });
     }
     let wrong: String = tasks.join_all().await.into_iter().flatten().collect();
@@ -236,8 +239,8 @@ async fn each_fault_fails_the_case_made_for_it_and_no_other() {
 
 #[tokio::test]
 async fn nothing_that_was_sent_can_be_sent_again_by_a_reader_of_the_report() {
-    let judgement = judge(&suite(&receiver(Fault::None).await)).await;
-    let text = serde_json::to_string(&judgement).unwrap();
+    let report = test(&suite(&receiver(Fault::None).await)).await;
+    let text = serde_json::to_string(&report).unwrap();
     assert!(!text.contains(KEY) && !text.contains("fake-password") && !text.contains("ticket=fake"));
     let digits = |part: &str| part.bytes().take_while(u8::is_ascii_hexdigit).count();
     assert!(text.split("token=").skip(1).all(|rest| digits(rest) < 2 && rest.starts_with("<token>")));
@@ -246,8 +249,8 @@ async fn nothing_that_was_sent_can_be_sent_again_by_a_reader_of_the_report() {
 /// Receivers print too much: a warning before the JSON, or the token they expected.
 #[tokio::test]
 async fn what_a_receiver_blurts_out_is_not_in_the_report() {
-    let judgement = judge(&suite(&receiver(Fault::Chatters).await)).await;
-    let text = serde_json::to_string(&judgement).unwrap();
+    let report = test(&suite(&receiver(Fault::Chatters).await)).await;
+    let text = serde_json::to_string(&report).unwrap();
     assert!(text.contains("Warning: in spi.php") && text.contains("should have been <token>"), "{text}");
     let digests = text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 32);
     assert_eq!(digests.collect::<Vec<_>>(), Vec::<&str>::new());
@@ -262,16 +265,16 @@ async fn a_judgement_that_is_stopped_gives_back_what_it_bought() {
     let suite = suite(&receiver(Fault::None).await);
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let stop_it = async move { stopped.await.unwrap() };
-    let judgement = suite.judge_until(stop_it, &mut StopsAt("renew", Some(stop))).await.unwrap();
-    assert_eq!((judgement.stopped, judgement.passed, judgement.left_behind.len()), (true, false, 0));
-    let judged: Vec<&str> = judgement.cases.iter().map(|case| case.id).collect();
+    let report = suite.run_until(stop_it, &mut StopsAt("renew", Some(stop))).await.unwrap();
+    assert_eq!((report.stopped, report.passed, report.left_behind.len()), (true, false, 0));
+    let judged: Vec<&str> = report.cases.iter().map(|case| case.id).collect();
     assert!(judged.contains(&"app-info") && !judged.contains(&"renew"), "{judged:?}");
 }
 
 struct StopsAt(&'static str, Option<tokio::sync::oneshot::Sender<()>>);
 
-impl Watcher for StopsAt {
-    fn begins(&mut self, case: &Case) {
+impl SuiteObserver for StopsAt {
+    fn case_started(&mut self, case: &Case) {
         if case.id == self.0 {
             self.1.take().unwrap().send(()).unwrap();
         }
@@ -282,24 +285,25 @@ impl Watcher for StopsAt {
 async fn one_case_is_judged_with_what_it_needs() {
     let mut suite = suite(&receiver(Fault::ComparesPrefix).await);
     suite.only = BTreeSet::from(["token-short".to_owned()]);
-    let judgement = judge(&suite).await;
-    let ids: Vec<&str> = judgement.cases.iter().map(|case| case.id).collect();
+    let report = test(&suite).await;
+    let ids: Vec<&str> = report.cases.iter().map(|case| case.id).collect();
     assert_eq!(ids, ["create", "wrong-token", "token-end", "token-short"]);
-    assert_eq!(judgement.ids(Verdict::Failed), ["token-short"]);
+    assert_eq!(report.ids(Verdict::Failed), ["token-short"]);
     suite.level = Level::Must;
     suite.only.clear();
-    let judgement = judge(&suite).await;
-    assert!(judgement.cases.iter().all(|case| case.level == Level::Must));
+    let report = test(&suite).await;
+    assert!(report.cases.iter().all(|case| case.level == Level::Must));
 }
 
 #[tokio::test]
 async fn a_key_that_is_another_one_fails_the_first_case_and_judges_no_other() {
     let mut suite = suite(&receiver(Fault::None).await);
     suite.keys = Keys::single(Secret::new("another-fake-key")).unwrap();
-    let judgement = judge(&suite).await;
-    assert_eq!(judgement.ids(Verdict::Failed), ["create"]);
-    assert_eq!(judgement.ids(Verdict::Passed), Vec::<&str>::new());
-    assert!(judgement.cases[0].said.contains("spid verify"), "{}", judgement.cases[0].said);
+    let report = test(&suite).await;
+    assert_eq!(report.ids(Verdict::Failed), ["create"]);
+    assert_eq!(report.ids(Verdict::Passed), Vec::<&str>::new());
+    let finding = report.cases[0].finding.to_string();
+    assert!(finding.contains("spid verify"), "{finding}");
 }
 
 #[tokio::test]
@@ -307,8 +311,8 @@ async fn nobody_there_is_no_judgement() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/spi", listener.local_addr().unwrap());
     drop(listener);
-    let error = suite(&url).judge(&mut ()).await.unwrap_err();
-    assert!(matches!(&error, Unjudged::NoAnswer { .. }), "{error}");
+    let error = suite(&url).run(&mut ()).await.unwrap_err();
+    assert!(matches!(&error, SuiteError::NoAnswer { .. }), "{error}");
 }
 
 /// Runs the command with `url` to its end, and returns the exit code, stdout and stderr.
@@ -347,9 +351,9 @@ async fn the_command_tells_reports_and_exits() {
     );
     let (code, told, _) =
         command(&url, folder.path(), &["--level", "must", "--only", "renew", "--json"]).await;
-    let judgement: serde_json::Value = serde_json::from_str(&told).unwrap();
-    assert_eq!((code, judgement["passed"].as_bool()), (0, Some(true)));
-    assert_eq!(judgement["cases"][0]["exchanges"][0]["method"], "GET");
+    let report: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((code, report["passed"].as_bool()), (0, Some(true)));
+    assert_eq!(report["cases"][0]["exchanges"][0]["method"], "GET");
 }
 
 #[tokio::test]

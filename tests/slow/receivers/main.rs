@@ -6,5 +6,5 @@ mod support;
 
 mod conformance;
 mod forwarder;
-mod market;
 mod receiver;
+mod simulator;

@@ -173,8 +173,8 @@ impl Read for FailingRows {
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
         self.rows.instances_named(name)
     }
-    fn unreadable_instances(&self) -> Result<Vec<Unreadable>> {
-        self.rows.unreadable_instances()
+    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>> {
+        self.rows.unreadable_instances(limit)
     }
     fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
         self.rows.name_of(number)

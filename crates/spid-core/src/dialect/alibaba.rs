@@ -43,38 +43,24 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
     },
     actions: &[
         // help.aliyun.com/document_detail/147358.html
-        ActionRow {
-            word: "createInstance",
-            action: Action::Create,
-            names: &["trial", "expiredOn"],
-            form: ReplyForm::Instance,
-        },
+        ActionRow::new("createInstance", Action::Create, ReplyForm::Instance)
+            .with_names(&["trial", "expiredOn"]),
         // help.aliyun.com/zh/marketplace/renewinstance; also sent when the buyer pays arrears
-        ActionRow {
-            word: "renewInstance",
-            action: Action::Renew,
-            names: &[],
-            form: ReplyForm::SuccessWithApp,
-        },
+        ActionRow::new("renewInstance", Action::Renew, ReplyForm::SuccessWithApp),
         // help.aliyun.com/zh/marketplace/refundrenewinstance
-        ActionRow {
-            word: "refundRenewInstance",
-            action: Action::RefundRenew,
-            names: &[],
-            form: ReplyForm::Success,
-        },
+        ActionRow::new("refundRenewInstance", Action::RefundRenew, ReplyForm::Success),
         // help.aliyun.com/document_detail/147369.html
-        ActionRow { word: "upgradeInstance", action: Action::Upgrade, names: &[], form: ReplyForm::Success },
+        ActionRow::new("upgradeInstance", Action::Upgrade, ReplyForm::Success),
         // help.aliyun.com/zh/marketplace/expiredinstance
-        ActionRow { word: "expiredInstance", action: Action::Expire, names: &[], form: ReplyForm::Success },
+        ActionRow::new("expiredInstance", Action::Expire, ReplyForm::Success),
         // help.aliyun.com/zh/marketplace/releaseinstance
-        ActionRow { word: "releaseInstance", action: Action::Release, names: &[], form: ReplyForm::Success },
+        ActionRow::new("releaseInstance", Action::Release, ReplyForm::Success),
         // help.aliyun.com/document_detail/147370.html
-        ActionRow { word: "verify", action: Action::SignOn, names: &[], form: ReplyForm::Page },
+        ActionRow::new("verify", Action::SignOn, ReplyForm::Page),
         // help.aliyun.com/zh/marketplace/orderpay
-        ActionRow { word: "orderPay", action: Action::Payment, names: &[], form: ReplyForm::Boolean },
+        ActionRow::new("orderPay", Action::Payment, ReplyForm::Boolean),
         // help.aliyun.com/document_detail/147373.html
-        ActionRow { word: "createIdaas", action: Action::Other, names: &[], form: ReplyForm::Free },
+        ActionRow::new("createIdaas", Action::Other, ReplyForm::Free),
     ],
     // No table of the vendor lists `package_version`, `email` and `mobile`, but the marketplace sends them.
     system: &[

@@ -17,7 +17,7 @@ pub fn shown_base(parts: &Parts) -> String {
         Parts::Dated { body, .. } => parts.with_body(masked_body(body)).base(),
         Parts::Nonced { nonce, timestamp, body, digested } => {
             // Honest nonces are shorter than this scheme's signatures, so a longer one may be a signature.
-            let is_short = nonce.len() < parts.scheme().characters();
+            let is_short = nonce.len() < parts.digest_characters();
             let nonce = if is_short { nonce.clone() } else { TOKEN_PLACEHOLDER.to_owned() };
             let (timestamp, body, digested) = (timestamp.clone(), masked_body(body), *digested);
             Parts::Nonced { nonce, timestamp, body, digested }.base()

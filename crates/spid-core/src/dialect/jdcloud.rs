@@ -34,25 +34,16 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
         ordered: &[Action::Create, Action::Renew, Action::Upgrade],
     },
     actions: &[
-        ActionRow {
-            word: "createInstance",
-            action: Action::Create,
-            names: &["expiredOn", "trial"],
-            form: ReplyForm::Instance,
-        },
-        ActionRow {
-            word: "renewInstance",
-            action: Action::Renew,
-            names: &[],
-            form: ReplyForm::SuccessWithApp,
-        },
-        ActionRow { word: "upgradeInstance", action: Action::Upgrade, names: &[], form: ReplyForm::Success },
+        ActionRow::new("createInstance", Action::Create, ReplyForm::Instance)
+            .with_names(&["expiredOn", "trial"]),
+        ActionRow::new("renewInstance", Action::Renew, ReplyForm::SuccessWithApp),
+        ActionRow::new("upgradeInstance", Action::Upgrade, ReplyForm::Success),
         // A change of capacity: the same SKU with another `accountNum`.
-        ActionRow { word: "dilateInstance", action: Action::Upgrade, names: &[], form: ReplyForm::Success },
-        ActionRow { word: "expiredInstance", action: Action::Expire, names: &[], form: ReplyForm::Success },
+        ActionRow::new("dilateInstance", Action::Upgrade, ReplyForm::Success),
+        ActionRow::new("expiredInstance", Action::Expire, ReplyForm::Success),
         // Only on the Chinese page: sent after a cancellation and its refund.
-        ActionRow { word: "releaseInstance", action: Action::Release, names: &[], form: ReplyForm::Success },
-        ActionRow { word: "verify", action: Action::SignOn, names: &[], form: ReplyForm::Page },
+        ActionRow::new("releaseInstance", Action::Release, ReplyForm::Success),
+        ActionRow::new("verify", Action::SignOn, ReplyForm::Page),
     ],
     // `accountNum` is not in this list, because it is a quantity the buyer pays for, and so a billing item.
     system: &[

@@ -16,7 +16,7 @@
 //!
 //! Before the signature is checked, [`Dialect::parts`] is cheap and strict, and may deny the request. After that,
 //! [`Dialect::callback`] is total: it never fails. A marketplace that sends something we do not understand has
-//! still sold something. So the callback gets a validation issue ([`ValidationIssue`]) and waits for an operator.
+//! still sold something. So the callback gets a validation issue ([`Callback::issues`]) and waits for an operator.
 //!
 //! `alibaba` and `jdcloud` belong to one family, the *query token*. Their common code is in `token`; each of them
 //! is a table. `koogallery` shares nothing with them: it has JSON bodies with a nonce, signed answers, and orders

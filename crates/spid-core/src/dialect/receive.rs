@@ -33,7 +33,7 @@ impl<'a> RawRequest<'a> {
 }
 
 /// Decoded content of a request, before and during the signature check.
-/// Only [`Dialect::callback`], which takes it verified, can read it.
+/// Only [`Dialect::callback`](super::Dialect::callback), which takes it verified, can read it.
 #[derive(Debug, Clone)]
 pub struct Unchecked {
     pub(super) parameters: Parameters,

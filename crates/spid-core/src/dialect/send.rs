@@ -116,7 +116,7 @@ pub struct OutRequest {
 }
 
 impl OutRequest {
-    /// Returns the value of the header with this lower-case name, for [`RawRequest::header`].
+    /// Returns the value of the header with this lower-case name, for [`RawRequest::header`](super::RawRequest::header).
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
     }

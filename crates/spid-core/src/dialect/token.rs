@@ -41,11 +41,21 @@ pub(super) struct TokenDialect {
 
 /// An action of a query-token marketplace.
 pub(super) struct ActionRow {
-    pub(super) word: &'static str,
-    pub(super) action: Action,
+    word: &'static str,
+    action: Action,
     /// Documented names in addition to `TokenDialect::system`: never billing items either.
-    pub(super) names: &'static [&'static str],
-    pub(super) form: ReplyForm,
+    names: &'static [&'static str],
+    form: ReplyForm,
+}
+
+impl ActionRow {
+    pub(super) const fn new(word: &'static str, action: Action, form: ReplyForm) -> ActionRow {
+        ActionRow { word, action, names: &[], form }
+    }
+
+    pub(super) const fn with_names(self, names: &'static [&'static str]) -> ActionRow {
+        ActionRow { names, ..self }
+    }
 }
 
 /// Form of the reply to an action.

@@ -23,7 +23,7 @@ pub enum Subject<'a> {
 /// the account, the instance or its name, the action, and the values that the action sets. A payment has no instance, and
 /// a second purchase no action.
 ///
-/// Two different events that a marketplace announces in the same words have the same key. [`decide`] distinguishes them
+/// Two different events that a marketplace announces in the same words have the same key. [`decide`](super::decide) distinguishes them
 /// by the reported results and the state.
 pub fn deduplication_key(account: &str, subject: Subject<'_>, callback: &Callback) -> [u8; 16] {
     // Stored keys cannot be recomputed, so the contents and their order must never change.

@@ -170,18 +170,6 @@ impl From<Decision> for Verdict {
     }
 }
 
-impl Verdict {
-    fn alerting(mut self) -> Verdict {
-        self.alert = true;
-        self
-    }
-
-    fn noticing(mut self, notice: Option<Reason>) -> Verdict {
-        self.notice = notice;
-        self
-    }
-}
-
 /// Decides a callback. Total: every view and every callback has a verdict.
 ///
 /// An operator's decision applies for as long as the callback would be held: a rejected callback is refused, and a

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use spid_hook::callback::Action;
-use spid_hook::instance::{Instance, State, Wants};
+use spid_hook::instance::{Instance, RequestedValues, State};
 
 /// A job in the instance's queue: it is queued, running, pending, held or dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct QueuedJob {
     /// True if the retry schedule of the job is used up.
     pub dead: bool,
     /// The values that the job will set.
-    pub wants: Wants,
+    pub wants: RequestedValues,
 }
 
 /// Returns the state after all queued jobs.
@@ -38,7 +38,7 @@ pub(super) fn is_absent(instance: &Instance, queue: &[QueuedJob]) -> bool {
 
 /// Returns true if a job with `action` makes a dead job before it unnecessary. A renewed instance must no longer be
 /// frozen. A frozen instance was not renewed, unless the dead renewal was paid for a term that ends after now.
-pub fn supersedes(action: Action, dead: Action, wanted: &Wants, now: Timestamp) -> bool {
+pub fn supersedes(action: Action, dead: Action, wanted: &RequestedValues, now: Timestamp) -> bool {
     match (action, dead) {
         (Action::Renew, Action::Expire) => true,
         (Action::Expire, Action::Renew) => wanted.expires_on.is_none_or(|expiry| expiry <= now),

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::limits;
 use spid_hook::callback::{Action, Callback, ValidationIssue};
-use spid_hook::instance::{Instance, State, Wants};
+use spid_hook::instance::{Instance, RequestedValues, State};
 use spid_hook::time::plus_millis;
 
 pub(super) fn judge(view: View<'_>, callback: &Callback) -> Verdict {
@@ -82,7 +82,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         ordered: callback.ordered,
         thaws: callback.nonce.is_some() && callback.action == Action::Renew && callback.expires_on.is_none(),
         view,
-        wants: Wants::of(callback),
+        wants: RequestedValues::of(callback),
     };
     match callback.action {
         Action::Create => known.create(callback),
@@ -147,7 +147,7 @@ struct KnownInstance<'a> {
     /// A renewal without a date: it unfreezes the instance and leaves the term unchanged.
     thaws: bool,
     view: View<'a>,
-    wants: Wants,
+    wants: RequestedValues,
 }
 
 impl KnownInstance<'_> {
@@ -169,7 +169,7 @@ impl KnownInstance<'_> {
         let says_what_was_done = self.done.is_some_and(|done| done.own) && !self.view.other_values;
         let notice = (!says_what_was_done).then_some(Reason::RepeatedWithOtherValues);
         let late = self.future.state == State::Released;
-        Verdict { alert: late, ..Verdict::from(Decision::Repeat).noticing(notice) }
+        Verdict { alert: late, notice, ..Decision::Repeat.into() }
     }
 
     fn renew(&self) -> Verdict {
@@ -303,7 +303,7 @@ impl KnownInstance<'_> {
         if self.done.is_some() {
             return Decision::Hold(Reason::AmbiguousRepeat(action)).into();
         }
-        Verdict::from(Decision::Refuse(Reason::PaidForNothing(action))).alerting()
+        Verdict { alert: true, ..Decision::Refuse(Reason::PaidForNothing(action)).into() }
     }
 
     /// Decides a release. It supersedes all jobs: those that do not run are canceled. If no create ever began, there is

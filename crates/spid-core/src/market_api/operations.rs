@@ -75,6 +75,13 @@ pub struct Operation {
     pub group: Group,
 }
 
+impl Operation {
+    /// Returns true if the operation belongs to the API of the international site alone.
+    pub fn is_international(&self) -> bool {
+        self.version == INTERNATIONAL
+    }
+}
+
 const MARKET: &str = "2015-11-01";
 const INTERNATIONAL: &str = "2022-12-30";
 

@@ -56,14 +56,17 @@ pub fn masked(text: &str) -> String {
     without_tokens(&shown).into_owned()
 }
 
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '%' | ';' | '.')
+}
+
 /// Returns the positions of the name and the value of the first member whose name resembles a token's.
 fn next_token(text: &str) -> Option<(std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '%' | ';' | '.');
     let mut from = 0;
     loop {
-        let start = from + text.get(from..)?.find(is_part)?;
+        let start = from + text.get(from..)?.find(is_of_name)?;
         let behind = text.get(start..)?;
-        let end = start + behind.find(|c| !is_part(c)).unwrap_or(behind.len());
+        let end = start + behind.find(|c| !is_of_name(c)).unwrap_or(behind.len());
         from = end;
         // JSON has quotes and spaces around the name, and backslashes if it is a text within JSON.
         let separator = text.get(end..)?.trim_start_matches(['"', '\'', '\\', ' ']);

@@ -146,66 +146,21 @@ impl Keys {
     }
 }
 
-/// Rule to compute a digest from the parts and the key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
-    /// `MD5(name=value&…&key=<key>)` over the decoded parameters, names in byte order, 16 bytes.
-    QueryToken,
-    /// `HMAC-SHA256(key, timestamp.body)`, 32 bytes.
-    HmacSha256,
-    /// `HMAC-SHA256(key, key nonce timestamp hex(HMAC-SHA256(key, body)))`, 32 bytes.
-    NoncedDigest,
-    /// `HMAC-SHA256(key, key nonce timestamp body)`, 32 bytes.
-    NoncedBody,
-    /// `HMAC-SHA256(key timestamp, name=value&…)` over the decoded parameters, names in byte order, 32 bytes, in
-    /// base64.
-    StampedQuery,
-}
-
-impl Scheme {
-    /// Number of characters of a complete digest, as it is sent.
-    pub const fn characters(self) -> usize {
-        match self {
-            Scheme::QueryToken => 32,
-            Scheme::HmacSha256 | Scheme::NoncedDigest | Scheme::NoncedBody => 64,
-            Scheme::StampedQuery => 44,
-        }
-    }
-
-    /// Encodes a digest as it is sent.
-    fn write(self, digest: &[u8]) -> String {
-        match self {
-            Scheme::StampedQuery => BASE64.encode(digest),
-            _ => hex::encode(digest),
-        }
-    }
-
-    /// Decodes a digest that was sent. Hex digits may have either case.
-    fn read(self, presented: &str) -> Result<Vec<u8>, Mismatch> {
-        // Check the length first: half a digest must not be compared with half of ours.
-        if presented.len() != self.characters() {
-            return Err(Mismatch::Malformed);
-        }
-        match self {
-            Scheme::StampedQuery => BASE64.decode(presented).map_err(|_| Mismatch::Malformed),
-            _ => hex::decode(presented).map_err(|_| Mismatch::Malformed),
-        }
-    }
-}
-
-/// Signed content, in the form that its scheme needs.
+/// Signed content. Each form has its own scheme to compute the digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parts {
-    /// Decoded names and values, in any order, because the signature sorts them.
+    /// `MD5(name=value&…&key=<key>)` over the decoded names and values, in any order, because the signature sorts them in
+    /// byte order. 16 bytes.
     Pairs(Vec<(String, String)>),
-    /// A timestamp, a dot, and the raw body.
+    /// `HMAC-SHA256(key, timestamp.body)`, 32 bytes.
     Dated {
         /// Timestamp as it was sent.
         timestamp: String,
         /// Body as it was sent.
         body: Vec<u8>,
     },
-    /// A nonce, a timestamp and the raw body.
+    /// `HMAC-SHA256(key, key nonce timestamp body)`, 32 bytes. If it is `digested`, the body is replaced with
+    /// `hex(HMAC-SHA256(key, body))`.
     Nonced {
         /// Nonce as it was sent.
         nonce: String,
@@ -216,7 +171,8 @@ pub enum Parts {
         /// True if the scheme signs a digest of the body instead of the body.
         digested: bool,
     },
-    /// Decoded names and values, in any order. The timestamp is a part of the key.
+    /// `HMAC-SHA256(key timestamp, name=value&…)` over the decoded names and values, in any order, because the signature
+    /// sorts them in byte order. 32 bytes, in base64.
     Stamped {
         /// Timestamp as it was sent; the pairs contain it too.
         timestamp: String,
@@ -289,7 +245,7 @@ impl<T> Signed<T> {
     pub fn verify(self, keys: &Keys) -> Result<Verified<T>, Mismatch> {
         // A missing or malformed digest ends here. This depends on no key, so its duration reveals nothing.
         let presented = self.presented.as_deref().ok_or(Mismatch::Missing)?;
-        let presented = self.parts.scheme().read(presented)?;
+        let presented = self.parts.read(presented)?;
         let mut matched: Option<&Key> = None;
         for key in keys.iter() {
             let expected = self.parts.digest(&key.secret);
@@ -310,20 +266,38 @@ impl<T> Signed<T> {
 }
 
 impl Parts {
-    /// Scheme of these parts.
-    pub fn scheme(&self) -> Scheme {
+    /// Number of characters of a complete digest, as it is sent.
+    pub const fn digest_characters(&self) -> usize {
         match self {
-            Parts::Pairs(_) => Scheme::QueryToken,
-            Parts::Dated { .. } => Scheme::HmacSha256,
-            Parts::Nonced { digested: true, .. } => Scheme::NoncedDigest,
-            Parts::Nonced { digested: false, .. } => Scheme::NoncedBody,
-            Parts::Stamped { .. } => Scheme::StampedQuery,
+            Parts::Pairs(_) => 32,
+            Parts::Dated { .. } | Parts::Nonced { .. } => 64,
+            Parts::Stamped { .. } => 44,
+        }
+    }
+
+    /// Encodes a digest as it is sent.
+    fn write(&self, digest: &[u8]) -> String {
+        match self {
+            Parts::Stamped { .. } => BASE64.encode(digest),
+            _ => hex::encode(digest),
+        }
+    }
+
+    /// Decodes a digest that was sent. Hex digits may have either case.
+    fn read(&self, presented: &str) -> Result<Vec<u8>, Mismatch> {
+        // Check the length first: half a digest must not be compared with half of ours.
+        if presented.len() != self.digest_characters() {
+            return Err(Mismatch::Malformed);
+        }
+        match self {
+            Parts::Stamped { .. } => BASE64.decode(presented).map_err(|_| Mismatch::Malformed),
+            _ => hex::decode(presented).map_err(|_| Mismatch::Malformed),
         }
     }
 
     /// Signs with the current key, and encodes the digest as the scheme requires.
     pub fn sign(&self, keys: &Keys) -> String {
-        keys.current().map(|key| self.scheme().write(&self.digest(&key.secret))).unwrap_or_default()
+        keys.current().map(|key| self.write(&self.digest(&key.secret))).unwrap_or_default()
     }
 
     /// Returns the same content with these pairs. Content that is a body stays as it is.
@@ -365,7 +339,7 @@ impl Parts {
     /// Returns true if the signature would be valid with the key appended without `&key=`. Used to tell a sender
     /// about that mistake.
     pub fn holds_without_key_name(&self, presented: &str, keys: &Keys) -> bool {
-        let Ok(presented) = self.scheme().read(presented) else { return false };
+        let Ok(presented) = self.read(presented) else { return false };
         keys.iter().any(|key| {
             let digest = self.digest_without_key_name(&key.secret);
             digest.is_some_and(|digest| digest.ct_eq(presented.as_slice()).into())
@@ -544,7 +518,7 @@ mod tests {
         let dated =
             |timestamp: &str, body: &[u8]| Parts::Dated { timestamp: timestamp.into(), body: body.into() };
         let digest = dated("17", b"{}").sign(&two_keys());
-        assert_eq!(digest.len(), Scheme::HmacSha256.characters());
+        assert_eq!(digest.len(), 64);
         let verify =
             |parts: Parts| Signed { parts, presented: Some(digest.clone()), payload: () }.verify(&two_keys());
         assert!(verify(dated("17", b"{}")).is_ok());

@@ -166,10 +166,15 @@ impl UpgradeCall {
 }
 
 fn changes(from: &BTreeMap<String, String>, to: &BTreeMap<String, String>) -> BTreeMap<String, Change> {
+    let mut changes = BTreeMap::new();
     // The names of both sides, because a quantity can be new or removed.
-    let names = from.keys().chain(to.keys());
-    let change = |name: &String| Change { from: from.get(name).cloned(), to: to.get(name).cloned() };
-    names.map(|name| (name.clone(), change(name))).filter(|(_, change)| change.from != change.to).collect()
+    for name in from.keys().chain(to.keys()) {
+        if from.get(name) != to.get(name) {
+            let change = Change { from: from.get(name).cloned(), to: to.get(name).cloned() };
+            changes.insert(name.clone(), change);
+        }
+    }
+    changes
 }
 
 impl ReleaseCall {

@@ -56,8 +56,10 @@ impl AnswerKey {
     pub fn new(secret: &Secret) -> Result<AnswerKey, BadAnswerKey> {
         let text = secret.expose().trim();
         let mut key = Zeroizing::new([0; KEY_BYTES]);
-        let fault = || fault_of_secret(text).map(|fault| format!(": {fault}")).unwrap_or_default();
-        hex::decode_to_slice(text, key.as_mut()).map_err(|_| BadAnswerKey(fault()))?;
+        if hex::decode_to_slice(text, key.as_mut()).is_err() {
+            let fault = fault_of_secret(text).map(|fault| format!(": {fault}"));
+            return Err(BadAnswerKey(fault.unwrap_or_default()));
+        }
         Ok(AnswerKey(key))
     }
 }
@@ -149,6 +151,13 @@ pub(super) struct Opened {
     pub(super) warnings: Vec<String>,
 }
 
+impl KeptError {
+    /// Returns the conversion of an error of this file.
+    fn at(path: &Path) -> impl Fn(std::io::Error) -> KeptError {
+        move |source| KeptError::File { path: path.to_owned(), source }
+    }
+}
+
 impl KeptAnswers {
     /// Opens the file, or creates it. Answers older than `age` are removed.
     pub(super) fn open(
@@ -157,10 +166,9 @@ impl KeptAnswers {
         age: Duration,
         now: Timestamp,
     ) -> Result<Opened, KeptError> {
-        let failed = |source| KeptError::File { path: path.to_owned(), source };
         let file = locked(path)?;
         let mut bytes = Vec::new();
-        (&file).read_to_end(&mut bytes).map_err(failed)?;
+        (&file).read_to_end(&mut bytes).map_err(KeptError::at(path))?;
         let cipher = XChaCha20Poly1305::new((&*key.0).into());
         let mut kept = KeptAnswers {
             path: path.to_owned(),
@@ -173,7 +181,7 @@ impl KeptAnswers {
             rewrite_at: REWRITE_MIN_COUNT,
         };
         let warnings = kept.load(&bytes, now)?;
-        kept.rewrite(now).map_err(failed)?;
+        kept.rewrite(now).map_err(KeptError::at(path))?;
         Ok(Opened { kept, warnings })
     }
 
@@ -296,20 +304,25 @@ impl KeptAnswers {
 
 /// Opens the file for this process only, with permissions for its owner only.
 fn locked(path: &Path) -> Result<File, KeptError> {
-    let failed = |source| KeptError::File { path: path.to_owned(), source };
-    let file =
-        OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path).map_err(failed)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(MODE)
+        .open(path)
+        .map_err(KeptError::at(path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(KeptError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => return Err(failed(source)),
+        Err(TryLockError::Error(source)) => return Err(KeptError::at(path)(source)),
     }
     // The process that had the lock before may have put another file there meanwhile.
-    let (locked, there) = (file.metadata().map_err(failed)?, path.metadata().map_err(failed)?);
+    let (locked, there) =
+        (file.metadata().map_err(KeptError::at(path))?, path.metadata().map_err(KeptError::at(path))?);
     if (locked.dev(), locked.ino()) != (there.dev(), there.ino()) {
         return Err(KeptError::InUse(path.to_owned()));
     }
-    file.set_permissions(PermissionsExt::from_mode(MODE)).map_err(failed)?;
+    file.set_permissions(PermissionsExt::from_mode(MODE)).map_err(KeptError::at(path))?;
     Ok(file)
 }
 

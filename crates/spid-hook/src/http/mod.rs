@@ -258,15 +258,13 @@ fn not_started(error: &HookError) -> Failed {
 
 /// Opens the file of answers, or says why answers are not kept.
 fn kept_answers(options: &HttpOptions) -> Result<Option<KeptAnswers>, Failed> {
-    let not_kept = |why: &str| {
-        log(&format!("warning: answers are not kept: {why}; the same call runs the hook again"));
-        Ok(None)
+    let why = match (&options.answers, &options.answer_key) {
+        (Some(path), Some(key)) => return open(path, key, options.answer_age).map(Some),
+        (None, _) => "no file is given",
+        (Some(_), None) => "no answer key is given, and answers hold passwords",
     };
-    match (&options.answers, &options.answer_key) {
-        (None, _) => not_kept("no file is given"),
-        (Some(_), None) => not_kept("no answer key is given, and answers hold passwords"),
-        (Some(path), Some(key)) => open(path, key, options.answer_age).map(Some),
-    }
+    log(&format!("warning: answers are not kept: {why}; the same call runs the hook again"));
+    Ok(None)
 }
 
 fn open(path: &Path, key: &AnswerKey, age: Duration) -> Result<KeptAnswers, Failed> {

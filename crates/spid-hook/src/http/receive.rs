@@ -42,6 +42,10 @@ impl Reply {
         Reply { status, body: Secret::new("{}"), retry_after: None }
     }
 
+    fn later(status: u16, after: Option<Duration>) -> Reply {
+        Reply { retry_after: after.map(seconds), ..Reply::empty(status) }
+    }
+
     fn done(answer: Secret) -> Reply {
         Reply { status: 200, body: answer, retry_after: None }
     }
@@ -49,17 +53,13 @@ impl Reply {
     /// The response to a result, by the contract in `docs/hooks.md`. The texts of errors are in this program's log:
     /// the contract has no member for them.
     fn of(attempted: AttemptResult) -> Reply {
-        let later = |status, after: Option<Duration>| Reply {
-            retry_after: after.map(seconds),
-            ..Reply::empty(status)
-        };
         match attempted {
             AttemptResult::Done(answer) => {
                 bounded_answer(&answer).map_or_else(|_| Reply::empty(500), Reply::done)
             }
-            AttemptResult::Retry { after, .. } => later(503, after),
+            AttemptResult::Retry { after, .. } => Reply::later(503, after),
             // A 4xx raises an alert at spid.
-            AttemptResult::Misconfigured { after, .. } => later(424, after),
+            AttemptResult::Misconfigured { after, .. } => Reply::later(424, after),
             AttemptResult::Refused { reason } | AttemptResult::Unsupported { reason } => {
                 Reply::json(422, &json!({ "refuse": reason }))
             }

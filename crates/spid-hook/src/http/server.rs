@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -143,7 +143,12 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// Reads a body; the error is the status of the response.
 async fn read(body: Incoming) -> Result<Bytes, u16> {
-    match Limited::new(body, limits::CALL_MAX_BYTES).collect().await {
+    let most = limits::CALL_MAX_BYTES;
+    // A body that announces too much is not read at all.
+    if body.size_hint().lower() > most as u64 {
+        return Err(413);
+    }
+    match Limited::new(body, most).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(413),
         Err(_) => Err(400),

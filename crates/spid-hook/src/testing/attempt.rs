@@ -89,7 +89,7 @@ pub(super) enum Interleaving {
 /// Runs one attempt.
 pub(super) async fn run(hook: &AnyHook, call: Call, within: Duration, cut: Option<Cut>) -> Ran {
     let watched = Watched::new(hook, call, cut);
-    let started = on_a_thread(within, async move {
+    let started = on_a_thread(new_thread(), within, async move {
         match cut {
             Some(Cut::After(after)) => cut_after(watched, after, within).await,
             _ => given_up(watched, within).await,
@@ -110,7 +110,7 @@ pub(super) async fn at_once(
     if interleaving == Interleaving::Threads {
         return on_threads(all, within, new_thread).await;
     }
-    let interleaved = on_a_thread(within, async move {
+    let interleaved = on_a_thread(new_thread(), within, async move {
         let mut interleaved = Interleaved::new(all, interleaving);
         let _ = timeout(within, &mut interleaved).await;
         interleaved.ends()
@@ -123,15 +123,14 @@ async fn on_threads(all: Vec<Watched>, within: Duration, thread: impl Fn() -> Bu
     // Start together: the signal releases all threads at the same moment. A barrier would wait forever for a thread
     // that the system does not give.
     let (go, gate) = watch::channel(false);
-    let start = |watched: Watched| {
+    let mut started = Vec::new();
+    for watched in all {
         let mut gate = gate.clone();
-        let work = async move {
+        started.push(on_a_thread(thread(), within, async move {
             let _ = gate.wait_for(|go| *go).await;
             given_up(watched, within).await
-        };
-        on_this_thread(thread(), within, work)
-    };
-    let started: Vec<_> = all.into_iter().map(start).collect();
+        }));
+    }
     go.send_replace(true);
     let mut ends = Vec::new();
     for end in started {
@@ -147,13 +146,6 @@ fn new_thread() -> Builder {
 /// Runs `work` immediately on its own thread, inside the caller's runtime. The error is [`End::NotStarted`], or
 /// [`End::Blocks`] if the work is not done in time; the thread is then left behind.
 fn on_a_thread<T: Send + 'static>(
-    within: Duration,
-    work: impl Future<Output = T> + Send + 'static,
-) -> impl Future<Output = Result<T, End>> {
-    on_this_thread(new_thread(), within, work)
-}
-
-fn on_this_thread<T: Send + 'static>(
     thread: Builder,
     within: Duration,
     work: impl Future<Output = T> + Send + 'static,
@@ -281,11 +273,12 @@ impl Interleaved {
 
     /// Chooses the next attempt among those that may continue.
     fn next(&mut self) -> Option<usize> {
-        let may = |(_, woken, ran): &(Watched, Arc<Woken>, Option<Ran>)| {
-            ran.is_none() && woken.now.load(Ordering::SeqCst)
-        };
-        let ready: Vec<usize> =
-            self.all.iter().enumerate().filter(|(_, one)| may(one)).map(|(index, _)| index).collect();
+        let mut ready: Vec<usize> = Vec::new();
+        for (index, (_, woken, ran)) in self.all.iter().enumerate() {
+            if ran.is_none() && woken.now.load(Ordering::SeqCst) {
+                ready.push(index);
+            }
+        }
         match &mut self.interleaving {
             Interleaving::Seeded(state) => {
                 let at = split_mix(state) % u64::try_from(ready.len()).ok().filter(|count| *count > 0)?;

@@ -437,7 +437,7 @@ fn text(value: impl ToString) -> Value {
 
 /// Values of a finding about the number of things that exist.
 fn counts(before: usize, now: usize) -> Values {
-    vec![("before", Value::Things(before)), ("now", Value::Things(now))]
+    vec![("usual", text(before)), ("before", Value::Things(before)), ("now", Value::Things(now))]
 }
 
 fn is_url(text: &str) -> bool {

@@ -183,7 +183,7 @@ const fn template(finding: &Finding) -> &'static str {
         FindingKind::Flaky => {
             "the hook took {attempts} attempts; the error before the last attempt was: {error}"
         }
-        FindingKind::Doubled => "{hook} left {now} for one order, where {before} should be; {remedy}",
+        FindingKind::Doubled => "{hook} left {now} for one order, where {usual} should be; {remedy}",
         FindingKind::NothingMade => {
             "the create succeeded and nothing exists; create the instance before answering, or fix the test's `count` probe"
         }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked, text_of};
 use super::v2::{read_body, read_sent_at, write_body};
-use super::{missing, v1};
+use super::{missing, unknown, v1};
 use crate::limits::NONCED_WINDOW_MS;
 use crate::query::Pair;
 use crate::signature::{Keys, Parts, Signed};
@@ -173,10 +173,6 @@ struct Org {
 pub(super) fn typed(kind: &str, parameters: &Parameters) -> Result<Value, ValidationIssue> {
     let message = read(kind, parameters)?;
     serde_json::to_value(message).map_err(|_| missing(kind))
-}
-
-fn unknown(name: &str) -> ValidationIssue {
-    ValidationIssue::UnknownValue { name: name.to_owned() }
 }
 
 /// Returns a mandatory member.

@@ -26,7 +26,7 @@ mod v2;
 
 use jiff::Timestamp;
 
-use self::action::{ParsedAction, RENEWAL_CHANGE, scene};
+use self::action::{RENEWAL_CHANGE, scene};
 use self::describe::{describe, test_id_among};
 use super::dates::read_compact;
 use super::names::Names;
@@ -132,7 +132,7 @@ impl Dialect for KooGallery {
             ("", Some(kind)) => kind.to_owned(),
             (activity, _) => activity.to_owned(),
         };
-        let ParsedAction { action, dated, issue } = ParsedAction::of(&word, &parameters);
+        let (action, issue) = action::parse(&word, &parameters);
         let mut callback = NAMES.fill(action, &word, parameters, options);
         // The order line names the purchase only on a create: `describe` sets it there.
         callback.subject.order_biz_id = None;
@@ -155,7 +155,7 @@ impl Dialect for KooGallery {
             // A test message may arrive before any instance exists, so its instance id cannot be looked up.
             callback.subject.instance_id = callback.subject.instance_id.filter(|_| !callback.test);
         }
-        NAMES.check(&mut callback, dated);
+        NAMES.check(&mut callback, action::is_dated(&word, action));
         callback.issues.extend(issue);
         // An instance and a hook treat the renewed term and the changed product separately, so this makes two
         // jobs.
@@ -201,6 +201,10 @@ impl Dialect for KooGallery {
 
 fn missing(name: &str) -> ValidationIssue {
     ValidationIssue::MissingParameter { name: name.to_owned() }
+}
+
+fn unknown(name: &str) -> ValidationIssue {
+    ValidationIssue::UnknownValue { name: name.to_owned() }
 }
 
 /// Returns the instance ids of a query, the only activity that may name several.

@@ -13,7 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 /// Addresses that a [`Client`](super::Client) may connect to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Reach {
+pub enum OutboundPolicy {
     /// Any address, because a person typed the URL.
     #[default]
     Anywhere,
@@ -35,10 +35,10 @@ const SHARED_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10)
 /// Prefix that networks use for their own NAT64 (RFC 8215).
 const LOCAL_NAT64: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48);
 
-impl Reach {
+impl OutboundPolicy {
     /// Returns the reason why this address is forbidden, with or without TLS; `None` if it is allowed.
     pub fn forbids(self, address: IpAddr, secure: bool) -> Option<&'static str> {
-        if self == Reach::Anywhere {
+        if self == OutboundPolicy::Anywhere {
             return None;
         }
         // An IPv6 address that leads to an IPv4 address must pass in both forms.
@@ -50,7 +50,7 @@ impl Reach {
         }
         // An IPv6 form of a private IPv4 address counts as private.
         let public = !is_private(embedded(address).unwrap_or(address));
-        let open = self == Reach::Confidential && !secure && public;
+        let open = self == OutboundPolicy::Confidential && !secure && public;
         open.then_some("a public address, and http does not encrypt: use https")
     }
 }
@@ -115,8 +115,8 @@ fn translated(address: IpAddr) -> Vec<IpAddr> {
 mod tests {
     use super::*;
 
-    fn forbids(reach: Reach, address: &str, secure: bool) -> bool {
-        reach.forbids(address.parse().unwrap(), secure).is_some()
+    fn forbids(policy: OutboundPolicy, address: &str, secure: bool) -> bool {
+        policy.forbids(address.parse().unwrap(), secure).is_some()
     }
 
     #[test]
@@ -148,10 +148,10 @@ mod tests {
             "::ffff:0.0.0.0",
         ] {
             for secure in [false, true] {
-                assert!(forbids(Reach::Hosts, address, secure), "{address}");
-                assert!(forbids(Reach::Confidential, address, secure), "{address}");
+                assert!(forbids(OutboundPolicy::Hosts, address, secure), "{address}");
+                assert!(forbids(OutboundPolicy::Confidential, address, secure), "{address}");
             }
-            assert!(!forbids(Reach::Anywhere, address, false));
+            assert!(!forbids(OutboundPolicy::Anywhere, address, false));
         }
     }
 
@@ -169,7 +169,7 @@ mod tests {
             "fd12:3456::1",
             "::ffff:10.0.0.7",
         ] {
-            assert!(!forbids(Reach::Confidential, address, false), "{address}");
+            assert!(!forbids(OutboundPolicy::Confidential, address, false), "{address}");
         }
     }
 
@@ -183,9 +183,9 @@ mod tests {
             "::ffff:203.0.113.1",
             "64:ff9b:1::10.0.0.7",
         ] {
-            assert!(forbids(Reach::Confidential, address, false), "{address}");
-            assert!(!forbids(Reach::Confidential, address, true), "{address}");
-            assert!(!forbids(Reach::Hosts, address, false), "{address}");
+            assert!(forbids(OutboundPolicy::Confidential, address, false), "{address}");
+            assert!(!forbids(OutboundPolicy::Confidential, address, true), "{address}");
+            assert!(!forbids(OutboundPolicy::Hosts, address, false), "{address}");
         }
     }
 }

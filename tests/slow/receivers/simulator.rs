@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
-use spid::internals::lab::simulator::Market;
-use spid::internals::lab::simulator::ledger::{End, Kind, Ledger, Summary};
+use spid::internals::lab::simulator::Simulator;
+use spid::internals::lab::simulator::ledger::{FinalState, Ledger, LossKind, Summary};
 use spid::internals::lab::simulator::plan::Plan;
 use spid_core::signature::Keys;
 use spid_hook::Secret;
@@ -32,19 +32,19 @@ use crate::forwarder::Forwarder;
 use crate::receiver::{Fault, KEY, receiver};
 use crate::support::serving::Serving;
 
-fn market(url: &str, orders: u32, rate: f64) -> Market {
+fn simulator(url: &str, orders: u32, rate: f64) -> Simulator {
     let keys = Keys::single(Secret::new(KEY)).unwrap();
     let plan = Plan::new(7, orders, rate);
-    let mut market = Market::new(url.parse().unwrap(), keys, plan, "sim");
-    market.day = Duration::from_millis(1);
-    market.every = Duration::from_millis(1);
-    market.minute = Duration::ZERO;
-    market
+    let mut simulator = Simulator::new(url.parse().unwrap(), keys, plan, "sim");
+    simulator.day = Duration::from_millis(1);
+    simulator.every = Duration::from_millis(1);
+    simulator.minute = Duration::ZERO;
+    simulator
 }
 
 async fn played(fault: Fault) -> Summary {
     let url = receiver(fault).await;
-    market(&url, 60, 1_000_000.0).play(std::future::pending(), |_| {}).await.1
+    simulator(&url, 60, 1_000_000.0).play(std::future::pending(), |_| {}).await.1
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,14 +58,14 @@ async fn a_receiver_without_a_fault_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_receiver_loses_is_found_and_named() {
     for (fault, kind) in [
-        (Fault::AlwaysZero, Kind::Lost),
-        (Fault::RenewsNot, Kind::Lost),
-        (Fault::UpgradesNot, Kind::Lost),
-        (Fault::NewIdPerRetry, Kind::Doubled),
-        (Fault::OneIdForAll, Kind::Doubled),
-        (Fault::ExpiresNot, Kind::Unpaid),
-        (Fault::ReleasesNot, Kind::Unpaid),
-        (Fault::RenewsOnce, Kind::Contradicted),
+        (Fault::AlwaysZero, LossKind::Lost),
+        (Fault::RenewsNot, LossKind::Lost),
+        (Fault::UpgradesNot, LossKind::Lost),
+        (Fault::NewIdPerRetry, LossKind::Doubled),
+        (Fault::OneIdForAll, LossKind::Doubled),
+        (Fault::ExpiresNot, LossKind::Unpaid),
+        (Fault::ReleasesNot, LossKind::Unpaid),
+        (Fault::RenewsOnce, LossKind::Contradicted),
     ] {
         let summary = played(fault).await;
         assert!(summary.count(kind) > 0, "{fault:?}: {:?}", summary.losses);
@@ -76,38 +76,38 @@ async fn what_a_receiver_loses_is_found_and_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_answered_with_0_is_asked_for_120_times_more() {
     let url = receiver(Fault::AlwaysZero).await;
-    let mut market = market(&url, 1, 1.0);
-    market.plan.lives[0].events.truncate(1);
-    market.plan.lives[0].events[0].twins = false;
-    let (_, summary) = market.play(std::future::pending(), |_| {}).await;
+    let mut simulator = simulator(&url, 1, 1.0);
+    simulator.plan.orders[0].events.truncate(1);
+    simulator.plan.orders[0].events[0].twins = false;
+    let (_, summary) = simulator.play(std::future::pending(), |_| {}).await;
     assert_eq!(summary.asked["create"].requests, 121);
-    assert_eq!(summary.losses[&Kind::Lost].worth, 99);
+    assert_eq!(summary.losses[&LossKind::Lost].worth, 99);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payment_that_nobody_takes_note_of_climbs_its_ladder_and_is_left_to_the_seller() {
     let url = receiver(Fault::PaysNot).await;
-    let mut market = market(&url, 60, 1_000_000.0);
-    for life in &mut market.plan.lives {
-        life.events.iter_mut().for_each(|event| event.twins = false);
+    let mut simulator = simulator(&url, 60, 1_000_000.0);
+    for order in &mut simulator.plan.orders {
+        order.events.iter_mut().for_each(|event| event.twins = false);
     }
-    let (_, summary) = market.play(std::future::pending(), |_| {}).await;
+    let (_, summary) = simulator.play(std::future::pending(), |_| {}).await;
     let payments = summary.asked["payment"];
     assert_eq!((payments.requests, payments.done), (12 * payments.happened, 0));
-    assert_eq!(summary.losses.keys().collect::<Vec<_>>(), [&Kind::Unheard]);
-    assert_eq!(summary.count(Kind::Unheard), payments.happened);
+    assert_eq!(summary.losses.keys().collect::<Vec<_>>(), [&LossKind::Unheard]);
+    assert_eq!(summary.count(LossKind::Unheard), payments.happened);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_market_that_is_stopped_tells_what_it_knows() {
     let url = receiver(Fault::None).await;
-    let mut market = market(&url, 40, 1_000_000.0);
+    let mut simulator = simulator(&url, 40, 1_000_000.0);
     // The last ones come after a year.
-    market.plan.lives.iter_mut().skip(10).for_each(|life| life.arrives_ms = 365 * 86_400_000);
+    simulator.plan.orders.iter_mut().skip(10).for_each(|order| order.arrives_ms = 365 * 86_400_000);
     let (through, all_through) = tokio::sync::oneshot::channel();
     let (mut through, mut count) = (Some(through), 0);
     let stop = async move { all_through.await.unwrap() };
-    let (_, summary) = market
+    let (_, summary) = simulator
         .play(stop, |_| {
             count += 1;
             if count == 10 {
@@ -177,10 +177,10 @@ fn compare(database: &Path, ledger: &Ledger, summary: &Summary) {
     for entry in ledger.entries() {
         let (id, state) = kept.get(&entry.biz).unwrap_or_else(|| panic!("{} is not kept", entry.biz));
         let told = match entry.end {
-            End::Active => 1,
-            End::Frozen => 2,
-            End::Released => 3,
-            End::Nothing => panic!("{} was never told", entry.biz),
+            FinalState::Active => 1,
+            FinalState::Frozen => 2,
+            FinalState::Released => 3,
+            FinalState::Nothing => panic!("{} was never told", entry.biz),
         };
         assert_eq!((id, *state), (&entry.id, told), "{}", entry.biz);
     }
@@ -207,12 +207,12 @@ async fn killed_over_and_over_our_daemon_loses_and_doubles_nothing() {
         let (folder, forwarder, over) = (folder.path().to_owned(), forwarder.clone(), over.clone());
         tokio::task::spawn_blocking(move || kill_over_and_over(&folder, &forwarder, &over))
     };
-    let mut market = market(&url, orders, 60.0);
+    let mut simulator = simulator(&url, orders, 60.0);
     // A day of 15 ms and 4 s of orders: the daemon is killed several times meanwhile.
-    market.day = Duration::from_millis(15);
-    market.every = Duration::from_millis(500);
-    market.minute = Duration::from_millis(100);
-    let (ledger, summary) = market.play(std::future::pending(), |_| {}).await;
+    simulator.day = Duration::from_millis(15);
+    simulator.every = Duration::from_millis(500);
+    simulator.minute = Duration::from_millis(100);
+    let (ledger, summary) = simulator.play(std::future::pending(), |_| {}).await;
     over.store(true, Ordering::Relaxed);
     let kills = killer.await.unwrap();
     eprintln!(
@@ -264,10 +264,10 @@ async fn lives_of_a_market_are_exported_and_replayed_to_the_same_end() {
     };
     let (_one, url) = start(lived.path());
     let (_other, to) = start(again.path());
-    let mut market = market(&url, 25, 1_000_000.0);
-    market.every = Duration::from_millis(50);
-    market.minute = Duration::from_millis(50);
-    let (_, summary) = market.play(std::future::pending(), |_| {}).await;
+    let mut simulator = simulator(&url, 25, 1_000_000.0);
+    simulator.every = Duration::from_millis(50);
+    simulator.minute = Duration::from_millis(50);
+    let (_, summary) = simulator.play(std::future::pending(), |_| {}).await;
     assert!(summary.is_clean(), "{summary:#?}");
     let before = instances(lived.path());
     for id in before.keys() {

@@ -1,13 +1,14 @@
-//! Recipes: the ways in which SPI endpoints compute the token. One is documented, the others are wrong but seen
-//! in the wild.
+//! Methods by which SPI endpoints compute the token. One is documented, the others are wrong but seen in the wild.
+
+use std::fmt;
 
 use spid_core::query;
 use spid_core::query::Pair;
 use spid_core::signature::{Keys, Parts};
 
-/// Way in which an SPI endpoint computes its token.
+/// Method by which an SPI endpoint computes its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recipe {
+pub enum TokenMethod {
     /// Decoded values, sorted by name (help.aliyun.com/document_detail/147280.html).
     Documented,
     /// Sorted by value.
@@ -23,48 +24,57 @@ pub(super) enum Recipe {
     Capitals,
 }
 
-impl Recipe {
-    /// All wrong recipes.
-    pub(super) const WRONG: [Recipe; 5] =
-        [Recipe::ByValue, Recipe::AsSent, Recipe::Encoded, Recipe::BareKey, Recipe::Capitals];
+impl TokenMethod {
+    /// All wrong methods.
+    pub(super) const WRONG: [TokenMethod; 5] = [
+        TokenMethod::ByValue,
+        TokenMethod::AsSent,
+        TokenMethod::Encoded,
+        TokenMethod::BareKey,
+        TokenMethod::Capitals,
+    ];
 
     /// Returns the token of `pairs`, which are in sending order.
     /// `plus` is true if a space is sent as `+`.
     pub(super) fn token(self, pairs: &[Pair], plus: bool, keys: &Keys) -> String {
         let parts = Parts::Pairs(self.pairs(pairs, plus));
         match self {
-            Recipe::BareKey => parts.sign_without_key_name(keys),
-            Recipe::Capitals => parts.sign(keys).to_ascii_uppercase(),
-            Recipe::Documented | Recipe::ByValue | Recipe::AsSent | Recipe::Encoded => parts.sign(keys),
+            TokenMethod::BareKey => parts.sign_without_key_name(keys),
+            TokenMethod::Capitals => parts.sign(keys).to_ascii_uppercase(),
+            TokenMethod::Documented | TokenMethod::ByValue | TokenMethod::AsSent | TokenMethod::Encoded => {
+                parts.sign(keys)
+            }
         }
     }
 
-    /// Returns pairs whose documented token is the token of this recipe.
+    /// Returns pairs whose documented token is the token of this method.
     fn pairs(self, pairs: &[Pair], plus: bool) -> Vec<Pair> {
         match self {
-            Recipe::Documented | Recipe::BareKey | Recipe::Capitals => pairs.to_vec(),
-            Recipe::ByValue => {
+            TokenMethod::Documented | TokenMethod::BareKey | TokenMethod::Capitals => pairs.to_vec(),
+            TokenMethod::ByValue => {
                 let mut sorted = pairs.to_vec();
                 sorted.sort_by(|one, other| one.1.cmp(&other.1));
                 in_this_order(&sorted)
             }
-            Recipe::AsSent => in_this_order(pairs),
-            Recipe::Encoded => {
+            TokenMethod::AsSent => in_this_order(pairs),
+            TokenMethod::Encoded => {
                 pairs.iter().map(|(name, value)| (name.clone(), encoded(value, plus))).collect()
             }
         }
     }
+}
 
-    /// Describes the recipe, as the end of a sentence that begins with "the endpoint seems to ".
-    pub(super) fn seems_to(self) -> &'static str {
-        match self {
-            Recipe::Documented => "do as documented",
-            Recipe::ByValue => "sort by the values, not by the names",
-            Recipe::AsSent => "take the parameters in the order in which they come, unsorted",
-            Recipe::Encoded => "sign the values as they are encoded in the URL, not decoded",
-            Recipe::BareKey => "append the key without `&key=` before it",
-            Recipe::Capitals => "compute the token in upper case, and to accept no other",
-        }
+/// Describes the method, as the end of a sentence that begins with "the endpoint seems to ".
+impl fmt::Display for TokenMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TokenMethod::Documented => "do as documented",
+            TokenMethod::ByValue => "sort by the values, not by the names",
+            TokenMethod::AsSent => "take the parameters in the order in which they come, unsorted",
+            TokenMethod::Encoded => "sign the values as they are encoded in the URL, not decoded",
+            TokenMethod::BareKey => "append the key without `&key=` before it",
+            TokenMethod::Capitals => "compute the token in upper case, and to accept no other",
+        })
     }
 }
 
@@ -95,21 +105,21 @@ mod tests {
     use spid_hook::Secret;
 
     #[test]
-    fn every_recipe_signs_what_it_says() {
+    fn every_method_signs_what_it_says() {
         let keys = Keys::single(Secret::new("fake-key")).unwrap();
         let pairs: Vec<Pair> =
             [("b", "1 2"), ("a", "x")].map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let md5 = |text: &str| hex::encode(Md5::digest(text));
-        for (recipe, base) in [
-            (Recipe::Documented, "a=x&b=1 2&key=fake-key"),
-            (Recipe::ByValue, "b=1 2&a=x&key=fake-key"),
-            (Recipe::AsSent, "b=1 2&a=x&key=fake-key"),
-            (Recipe::Encoded, "a=x&b=1%202&key=fake-key"),
-            (Recipe::BareKey, "a=x&b=1 2fake-key"),
+        for (method, base) in [
+            (TokenMethod::Documented, "a=x&b=1 2&key=fake-key"),
+            (TokenMethod::ByValue, "b=1 2&a=x&key=fake-key"),
+            (TokenMethod::AsSent, "b=1 2&a=x&key=fake-key"),
+            (TokenMethod::Encoded, "a=x&b=1%202&key=fake-key"),
+            (TokenMethod::BareKey, "a=x&b=1 2fake-key"),
         ] {
-            assert_eq!(recipe.token(&pairs, false, &keys), md5(base), "{recipe:?}");
+            assert_eq!(method.token(&pairs, false, &keys), md5(base), "{method:?}");
         }
-        let capitals = Recipe::Capitals.token(&pairs, false, &keys);
+        let capitals = TokenMethod::Capitals.token(&pairs, false, &keys);
         assert_eq!(capitals, md5("a=x&b=1 2&key=fake-key").to_uppercase());
     }
 }

@@ -33,17 +33,17 @@ const LOOK_EVERY_MAX: Duration = Duration::from_millis(100);
 
 /// The folder in which running process groups are marked. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Leftovers {
+pub struct OrphanedHooks {
     folder: Arc<Path>,
 }
 
-impl Leftovers {
+impl OrphanedHooks {
     /// Kills the groups that are marked in `folder` and waits until they are dead. Creates the folder if it does
     /// not exist. The caller must be the only daemon that uses the folder. Files that are not marks are left alone.
     ///
     /// # Errors
     /// The folder cannot be created or read, or is a link. A link could lead to files of another owner.
-    pub async fn clear(folder: &Path) -> io::Result<Leftovers> {
+    pub async fn clear(folder: &Path) -> io::Result<OrphanedHooks> {
         match DirBuilder::new().mode(0o700).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -57,10 +57,10 @@ impl Leftovers {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             // Leave other files alone.
-            if Marked::name(&path).is_none() {
+            if MarkedGroup::name(&path).is_none() {
                 continue;
             }
-            marked.extend(Marked::read(&path));
+            marked.extend(MarkedGroup::read(&path));
             marks.push(path);
         }
         end_all(&marked).await;
@@ -68,18 +68,18 @@ impl Leftovers {
             // A mark that cannot be removed does no harm: at the next start its group no longer exists.
             let _ = fs::remove_file(&mark);
         }
-        Ok(Leftovers { folder: folder.into() })
+        Ok(OrphanedHooks { folder: folder.into() })
     }
 
     /// Marks the group led by `leader`, whose processes carry `key`. Returns `None` if there is no `/proc`, or
     /// the leader is already gone.
-    pub(super) fn mark(&self, leader: Pid, key: &str) -> io::Result<Option<Mark>> {
+    pub(super) fn mark(&self, leader: Pid, key: &str) -> io::Result<Option<GroupMark>> {
         // No `/proc`, or the leader has ended: there is nothing to mark.
         let Some(process) = Process::read(leader) else { return Ok(None) };
         // The process id and the start time together identify the leader.
         let path = self.folder.join(format!("{}-{}", leader.as_raw_nonzero(), process.began));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        let mark = Mark(path);
+        let mark = GroupMark(path);
         file.write_all(format!("{}\n{key}\n", boot()).as_bytes())?;
         Ok(Some(mark))
     }
@@ -87,37 +87,36 @@ impl Leftovers {
 
 /// A mark. Dropping it removes the file.
 #[derive(Debug)]
-pub(super) struct Mark(PathBuf);
+pub(super) struct GroupMark(PathBuf);
 
-impl Drop for Mark {
+impl Drop for GroupMark {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
 }
 
 /// Content of a mark.
-struct Marked {
+struct MarkedGroup {
     leader: Pid,
     began: u64,
     key: String,
 }
 
-impl Marked {
+impl MarkedGroup {
     /// Returns the two numbers in the file name of a mark: the leader's process id and its start time.
     fn name(path: &Path) -> Option<(&str, &str)> {
-        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let (leader, began) = path.file_name()?.to_str()?.split_once('-')?;
         (is_number(leader) && is_number(began)).then_some((leader, began))
     }
 
     /// Reads a mark of this boot. A mark that is cut short is ignored: its hook never got a call.
-    fn read(path: &Path) -> Option<Marked> {
-        let (leader, began) = Marked::name(path)?;
+    fn read(path: &Path) -> Option<MarkedGroup> {
+        let (leader, began) = MarkedGroup::name(path)?;
         let text = files::read_text(path, limits::OWN_FILE_MAX_BYTES).ok()?;
         let (in_boot, key) = text.strip_suffix('\n')?.split_once('\n')?;
         // A signal to the group 1 would be `kill(-1)`, which reaches every process.
         let leader = pid_of(leader).filter(|leader| leader.as_raw_nonzero().get() > 1)?;
-        (in_boot == boot()).then_some(Marked { leader, began: began.parse().ok()?, key: key.to_owned() })
+        (in_boot == boot()).then_some(MarkedGroup { leader, began: began.parse().ok()?, key: key.to_owned() })
     }
 
     /// Kills the group. Returns true if its end must be awaited.
@@ -146,17 +145,21 @@ impl Marked {
     }
 }
 
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Kills the groups that are still the marked ones, all together, and waits until they are dead.
-async fn end_all(marked: &[Marked]) {
+async fn end_all(marked: &[MarkedGroup]) {
     if marked.is_empty() {
         return;
     }
     // Any other group has ended, or its number now belongs to other processes.
     let living = living();
     let ours = marked.iter().filter(|marked| marked.is_ours(&living));
-    let killed: Vec<&Marked> = ours.filter(|marked| marked.kill()).collect();
+    let killed: Vec<&MarkedGroup> = ours.filter(|marked| marked.kill()).collect();
     // Wait for the end: the next attempt must not meet a process of an earlier one.
-    let alive = outlast(killed.iter().map(|killed| killed.leader).collect(), self::living).await;
+    let alive = wait_for_end(killed.iter().map(|killed| killed.leader).collect(), self::living).await;
     for killed in killed {
         let (group, key) = (killed.number(), &killed.key);
         if alive.contains(&killed.leader) {
@@ -168,8 +171,8 @@ async fn end_all(marked: &[Marked]) {
 }
 
 /// Waits until these groups are dead, all of them within one time limit. Returns the groups that still live then.
-async fn outlast(mut groups: Vec<Pid>, mut living: impl FnMut() -> Vec<Process>) -> Vec<Pid> {
-    let deadline = Instant::now() + Duration::from_millis(limits::LEFTOVERS_END_MS);
+async fn wait_for_end(mut groups: Vec<Pid>, mut living: impl FnMut() -> Vec<Process>) -> Vec<Pid> {
+    let deadline = Instant::now() + Duration::from_millis(limits::ORPHANED_HOOKS_END_MS);
     let mut pause = LOOK_EVERY;
     while !groups.is_empty() {
         let processes = living();
@@ -262,20 +265,20 @@ mod tests {
         (child, pid)
     }
 
-    async fn cleared() -> (tempfile::TempDir, Leftovers) {
+    async fn cleared() -> (tempfile::TempDir, OrphanedHooks) {
         let folder = tempfile::tempdir().unwrap();
-        let leftovers = Leftovers::clear(&folder.path().join("running")).await.unwrap();
-        (folder, leftovers)
+        let orphaned_hooks = OrphanedHooks::clear(&folder.path().join("running")).await.unwrap();
+        (folder, orphaned_hooks)
     }
 
     /// Marks a group and keeps the mark, as a daemon that is killed does.
-    fn mark(leftovers: &Leftovers, pid: Pid, key: &str) {
-        std::mem::forget(leftovers.mark(pid, key).unwrap().unwrap());
+    fn mark(orphaned_hooks: &OrphanedHooks, pid: Pid, key: &str) {
+        std::mem::forget(orphaned_hooks.mark(pid, key).unwrap().unwrap());
     }
 
-    async fn clear_again(leftovers: &Leftovers) {
-        Leftovers::clear(&leftovers.folder).await.unwrap();
-        assert_eq!(fs::read_dir(&leftovers.folder).unwrap().count(), 0);
+    async fn clear_again(orphaned_hooks: &OrphanedHooks) {
+        OrphanedHooks::clear(&orphaned_hooks.folder).await.unwrap();
+        assert_eq!(fs::read_dir(&orphaned_hooks.folder).unwrap().count(), 0);
     }
 
     fn signal_of(mut child: Child) -> Option<i32> {
@@ -284,23 +287,23 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_marked_is_killed_though_it_ignores_a_polite_signal() {
-        let (_folder, leftovers) = cleared().await;
+        let (_folder, orphaned_hooks) = cleared().await;
         let (child, pid) = a_group("trap '' TERM INT; read line");
-        mark(&leftovers, pid, KEY);
-        clear_again(&leftovers).await;
+        mark(&orphaned_hooks, pid, KEY);
+        clear_again(&orphaned_hooks).await;
         assert_eq!(signal_of(child), Some(9));
     }
 
     #[tokio::test]
     async fn a_mark_goes_with_its_group() {
-        let (_folder, leftovers) = cleared().await;
+        let (_folder, orphaned_hooks) = cleared().await;
         let (mut child, pid) = a_group("read line");
-        let mark = leftovers.mark(pid, KEY).unwrap().unwrap();
+        let mark = orphaned_hooks.mark(pid, KEY).unwrap().unwrap();
         assert!(mark.0.exists());
         let path = mark.0.clone();
         drop(mark);
         assert!(!path.exists());
-        clear_again(&leftovers).await;
+        clear_again(&orphaned_hooks).await;
         assert_eq!(child.try_wait().unwrap(), None);
         drop(child.stdin.take());
         assert!(child.wait().is_ok());
@@ -308,7 +311,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stranger_with_the_same_number_lives() {
-        let (_folder, leftovers) = cleared().await;
+        let (_folder, orphaned_hooks) = cleared().await;
         let (mut child, pid) = a_group("read line");
         let began = Process::read(pid).unwrap().began;
         let number = pid.as_raw_nonzero();
@@ -320,8 +323,8 @@ mod tests {
             ("1-0".to_owned(), format!("{}\n{KEY}\n", boot())),
             ("0-0".to_owned(), format!("{}\n{KEY}\n", boot())),
         ] {
-            fs::write(leftovers.folder.join(&name), text).unwrap();
-            clear_again(&leftovers).await;
+            fs::write(orphaned_hooks.folder.join(&name), text).unwrap();
+            clear_again(&orphaned_hooks).await;
             assert_eq!(child.try_wait().unwrap(), None, "{name}");
         }
         drop(child.stdin.take());
@@ -330,25 +333,25 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_mark_stays_and_a_link_is_not_followed() {
-        let (folder, leftovers) = cleared().await;
+        let (folder, orphaned_hooks) = cleared().await;
         for name in ["note", "-1", "1-", "1-a"] {
-            fs::write(leftovers.folder.join(name), "of another program").unwrap();
+            fs::write(orphaned_hooks.folder.join(name), "of another program").unwrap();
         }
         // A link with the name of a mark is removed; its target stays.
-        std::os::unix::fs::symlink("note", leftovers.folder.join("7-7")).unwrap();
-        Leftovers::clear(&leftovers.folder).await.unwrap();
-        assert_eq!(fs::read_dir(&leftovers.folder).unwrap().count(), 4);
-        fs::write(leftovers.folder.join("9-9"), "").unwrap();
+        std::os::unix::fs::symlink("note", orphaned_hooks.folder.join("7-7")).unwrap();
+        OrphanedHooks::clear(&orphaned_hooks.folder).await.unwrap();
+        assert_eq!(fs::read_dir(&orphaned_hooks.folder).unwrap().count(), 4);
+        fs::write(orphaned_hooks.folder.join("9-9"), "").unwrap();
         let link = folder.path().join("link");
-        std::os::unix::fs::symlink(&leftovers.folder, &link).unwrap();
-        let refused = Leftovers::clear(&link).await.unwrap_err().to_string();
+        std::os::unix::fs::symlink(&orphaned_hooks.folder, &link).unwrap();
+        let refused = OrphanedHooks::clear(&link).await.unwrap_err().to_string();
         assert!(refused.contains("not a link"), "{refused}");
-        assert_eq!(fs::read_dir(&leftovers.folder).unwrap().count(), 5);
+        assert_eq!(fs::read_dir(&orphaned_hooks.folder).unwrap().count(), 5);
     }
 
     #[tokio::test]
     async fn a_group_without_its_leader_is_known_by_the_key() {
-        let (_folder, leftovers) = cleared().await;
+        let (_folder, orphaned_hooks) = cleared().await;
         for (key, killed) in [("another-key", false), (KEY, true)] {
             // The leader reports that its child runs, is marked, and exits. Its child holds the pipe.
             let (mut child, pid) =
@@ -356,10 +359,10 @@ mod tests {
             let mut stdout = child.stdout.take().unwrap();
             let mut up = [0; 3];
             io::Read::read_exact(&mut stdout, &mut up).unwrap();
-            mark(&leftovers, pid, key);
+            mark(&orphaned_hooks, pid, key);
             drop(child.stdin.take());
             child.wait().unwrap();
-            clear_again(&leftovers).await;
+            clear_again(&orphaned_hooks).await;
             let alive = living().iter().any(|process| process.group == pid);
             assert_eq!(alive, !killed, "{key}");
             if alive {
@@ -376,13 +379,13 @@ mod tests {
         let groups: Vec<Pid> = (2..66).map(pid).collect();
         let mut looks = 0;
         let begun = Instant::now();
-        let alive = outlast(groups.clone(), || {
+        let alive = wait_for_end(groups.clone(), || {
             looks += 1;
             // The first group ends soon.
             (if looks > 3 { 3 } else { 2 }..66).map(process).collect()
         });
         assert_eq!(alive.await, groups[1..]);
-        assert_eq!(begun.elapsed(), Duration::from_millis(limits::LEFTOVERS_END_MS));
+        assert_eq!(begun.elapsed(), Duration::from_millis(limits::ORPHANED_HOOKS_END_MS));
         assert!(looks < 100, "{looks}");
     }
 

@@ -16,13 +16,13 @@ use tokio::sync::Semaphore;
 use crate::observe::limits;
 
 /// Recent wrong tokens.
-pub(super) struct Guesses {
-    known: Mutex<Known>,
+pub(crate) struct FailedLogins {
+    recent: Mutex<Recent>,
     waiting: Semaphore,
 }
 
 #[derive(Default)]
-struct Known {
+struct Recent {
     /// Time at which all wrong tokens of an address are forgotten.
     forgotten_at: HashMap<IpAddr, Instant>,
     logged_at: Option<Instant>,
@@ -31,37 +31,40 @@ struct Known {
 
 /// Consequence of a wrong token.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Turn {
+pub(crate) struct Consequence {
     /// If set, log this wrong token, with this number of unlogged ones before it.
-    pub(super) log: Option<u64>,
+    pub(crate) log: Option<u64>,
     /// True if the answer is delayed.
-    pub(super) slow: bool,
+    pub(crate) slow: bool,
 }
 
-impl Default for Guesses {
-    fn default() -> Guesses {
-        Guesses { known: Mutex::default(), waiting: Semaphore::new(limits::ADMIN_GUESSES_WAITING_COUNT) }
+impl Default for FailedLogins {
+    fn default() -> FailedLogins {
+        FailedLogins {
+            recent: Mutex::default(),
+            waiting: Semaphore::new(limits::ADMIN_GUESSES_WAITING_COUNT),
+        }
     }
 }
 
-impl Guesses {
+impl FailedLogins {
     /// Counts a wrong token.
-    pub(super) fn note(&self, address: IpAddr, now: Instant) -> Turn {
+    pub(crate) fn note(&self, address: IpAddr, now: Instant) -> Consequence {
         // A whole IPv6 /64 belongs to one subscriber, who could use each address once.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).note(subscriber(address), now)
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(subscriber(address), now)
     }
 
     /// Delays the answer to a wrong token. Returns false at once if too many answers are delayed already.
-    pub(super) async fn wait(&self) -> bool {
+    pub(crate) async fn wait(&self) -> bool {
         // Held until the end of the delay: it counts the delayed answers.
-        let Ok(_place) = self.waiting.try_acquire() else { return false };
+        let Ok(_permit) = self.waiting.try_acquire() else { return false };
         tokio::time::sleep(Duration::from_millis(limits::ADMIN_GUESS_WAIT_MS)).await;
         true
     }
 }
 
-impl Known {
-    fn note(&mut self, address: IpAddr, now: Instant) -> Turn {
+impl Recent {
+    fn note(&mut self, address: IpAddr, now: Instant) -> Consequence {
         let each = Duration::from_millis(limits::ADMIN_GUESS_FORGOTTEN_MS);
         let burst = each * limits::ADMIN_GUESSES_FREE_COUNT;
         // The table is bounded: forget expired addresses before a new one needs room.
@@ -89,10 +92,10 @@ impl Known {
         let is_due = self.logged_at.is_none_or(|at| now.duration_since(at) >= window);
         if is_due {
             self.logged_at = Some(now);
-            return Turn { log: Some(std::mem::take(&mut self.unlogged)), slow };
+            return Consequence { log: Some(std::mem::take(&mut self.unlogged)), slow };
         }
         self.unlogged += 1;
-        Turn { log: None, slow }
+        Consequence { log: None, slow }
     }
 }
 
@@ -110,10 +113,11 @@ mod tests {
 
     #[test]
     fn an_address_with_many_wrong_tokens_waits_until_they_are_forgotten() {
-        let guesses = Guesses::default();
+        let failed_logins = FailedLogins::default();
         let begin = Instant::now();
         let [one, other] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(IpAddr::from);
-        let slow = |address, after_ms| guesses.note(address, begin + Duration::from_millis(after_ms)).slow;
+        let slow =
+            |address, after_ms| failed_logins.note(address, begin + Duration::from_millis(after_ms)).slow;
         let free = limits::ADMIN_GUESSES_FREE_COUNT;
         assert!((0..free).all(|_| !slow(one, 0)));
         assert!(slow(one, 0) && slow(one, 0));
@@ -124,10 +128,10 @@ mod tests {
 
     #[test]
     fn the_log_has_few_lines_and_says_what_it_left_out() {
-        let guesses = Guesses::default();
+        let failed_logins = FailedLogins::default();
         let begin = Instant::now();
         let log = |after_ms| {
-            guesses.note(IpAddr::from([192, 0, 2, 1]), begin + Duration::from_millis(after_ms)).log
+            failed_logins.note(IpAddr::from([192, 0, 2, 1]), begin + Duration::from_millis(after_ms)).log
         };
         assert_eq!([log(0), log(1), log(2)], [Some(0), None, None]);
         assert_eq!(log(limits::ADMIN_GUESSES_LOGGED_EVERY_MS), Some(2));
@@ -135,15 +139,15 @@ mod tests {
 
     #[test]
     fn what_is_known_is_bounded_and_a_network_is_one_subscriber() {
-        let guesses = Guesses::default();
+        let failed_logins = FailedLogins::default();
         let now = Instant::now();
         for number in 0..2 * limits::CLIENTS_KNOWN_MAX_COUNT {
             let bits = (0x2001_0db8 << 96) | (number as u128) << 64 | number as u128;
-            guesses.note(IpAddr::V6(Ipv6Addr::from(bits)), now);
+            failed_logins.note(IpAddr::V6(Ipv6Addr::from(bits)), now);
         }
-        let known = guesses.known.lock().unwrap().forgotten_at.len();
-        assert_eq!(known, limits::CLIENTS_KNOWN_MAX_COUNT);
-        assert!(guesses.note(IpAddr::from([192, 0, 2, 9]), now).slow);
+        let recent = failed_logins.recent.lock().unwrap().forgotten_at.len();
+        assert_eq!(recent, limits::CLIENTS_KNOWN_MAX_COUNT);
+        assert!(failed_logins.note(IpAddr::from([192, 0, 2, 9]), now).slow);
         let [one, other] = ["2001:db8::1", "2001:db8::2"].map(|text| text.parse::<IpAddr>().unwrap());
         assert_eq!(subscriber(one), subscriber(other));
         assert_eq!(subscriber("::ffff:192.0.2.1".parse().unwrap()), IpAddr::from([192, 0, 2, 1]));
@@ -151,10 +155,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_waits_is_bounded() {
-        let guesses = std::sync::Arc::new(Guesses::default());
+        let failed_logins = std::sync::Arc::new(FailedLogins::default());
         let waits = (0..=limits::ADMIN_GUESSES_WAITING_COUNT).map(|_| {
-            let guesses = guesses.clone();
-            tokio::spawn(async move { guesses.wait().await })
+            let failed_logins = failed_logins.clone();
+            tokio::spawn(async move { failed_logins.wait().await })
         });
         let waits: Vec<_> = waits.collect();
         let mut waited = 0;

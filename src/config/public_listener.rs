@@ -81,9 +81,12 @@ pub(super) fn allow(endpoint: &Table<'_>) -> Option<Vec<Network>> {
 }
 
 fn networks(table: &Table<'_>, key: &'static str) -> Option<Vec<Network>> {
-    let parse = |text: &String| {
-        let network = text.parse::<Network>();
-        network.map_err(|wrong| table.mistake(key, wrong.to_string())).ok()
-    };
-    Some(table.texts(key)?.iter().filter_map(parse).collect())
+    let mut networks = Vec::new();
+    for text in table.texts(key)? {
+        match text.parse::<Network>() {
+            Ok(network) => networks.push(network),
+            Err(wrong) => table.mistake(key, wrong.to_string()),
+        }
+    }
+    Some(networks)
 }

@@ -1,0 +1,50 @@
+//! `[log]`: level and format.
+
+use tracing::level_filters::LevelFilter;
+
+use super::reader::Table;
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text for people.
+    #[default]
+    Text,
+    /// JSON for programs: one object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// All formats.
+    pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
+
+    /// Name of the format in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<LogFormat, String> {
+        let found = LogFormat::ALL.into_iter().find(|format| format.as_str() == word);
+        found.ok_or_else(|| "use text or json".to_owned())
+    }
+}
+
+pub(super) fn log(table: &Table<'_>) -> (LevelFilter, LogFormat) {
+    let words = [
+        ("off", LevelFilter::OFF),
+        ("error", LevelFilter::ERROR),
+        ("warn", LevelFilter::WARN),
+        ("info", LevelFilter::INFO),
+        ("debug", LevelFilter::DEBUG),
+        ("trace", LevelFilter::TRACE),
+    ];
+    let formats = LogFormat::ALL.map(|format| (format.as_str(), format));
+    (table.choice("level", LevelFilter::INFO, &words), table.choice("format", LogFormat::default(), &formats))
+}
