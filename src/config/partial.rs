@@ -162,7 +162,7 @@ pub fn routes_of(
     Ok(RouteList { endpoints, hooks, routes })
 }
 
-/// What a caller of an endpoint needs: its keys, dialect and address.
+/// Facts that a caller of an endpoint needs: its keys, dialect and address.
 pub struct EndpointAccess {
     /// The endpoint.
     pub endpoint: Endpoint,

@@ -161,11 +161,8 @@ impl<'a> Reader<'a> {
         self.note_unknown_variables();
         let mut findings = self.notes.into_inner();
         findings.mistakes.extend(self.document.unknown_keys().iter().map(unknown_key));
-        // Mistakes without a line come last.
-        findings.mistakes.sort_by_key(|mistake| match mistake.origin {
-            Origin::File { line: Some(line) } => line,
-            _ => usize::MAX,
-        });
+        findings.mistakes.sort_by_key(place);
+        findings.warnings.sort_by_key(place);
         findings
     }
 
@@ -522,6 +519,14 @@ impl<'a> Table<'a> {
         });
         // A list may have several tables, so no variable can name a key in one of them.
         Some(Table { reader: self.reader, entries: Some(noted.ok()?), path, line, single: false })
+    }
+}
+
+/// Returns the place of a mistake in a list: by its line, or at the end without one.
+fn place(mistake: &Mistake) -> usize {
+    match mistake.origin {
+        Origin::File { line: Some(line) } => line,
+        _ => usize::MAX,
     }
 }
 

@@ -262,7 +262,7 @@ fn failure(status: u16, retry_after: Option<&str>, document: &Json) -> ApiError 
     }
 }
 
-/// Returns true if a source names what this code means, whatever comes with it.
+/// Returns true if a source names the meaning of this code.
 fn is_named(code: &str) -> bool {
     code.starts_with("Invalid") || code.starts_with("Missing") || code == "UnknownError"
 }

@@ -1,3 +1,5 @@
+//! Tests: answers in each form that the vendor's pages show, and those that cannot be read.
+
 use super::*;
 
 const CHINA: tz::Offset = tz::Offset::constant(8);
