@@ -485,6 +485,47 @@ impl Reader {
     }
 }
 
+fn of_accounts(accounts: &[String], limit: usize) -> Filter {
+    Filter { accounts: accounts.to_vec(), limit, ..Filter::default() }
+}
+
+/// Returns the instances that are not released.
+fn live(rows: &dyn Read, filter: Filter) -> Result<Vec<InstanceRow>, StoreError> {
+    let mut found = Vec::new();
+    let mut page = filter.clone();
+    // Released instances of a buyer stay for good, so they may fill whole pages.
+    while found.len() < filter.limit {
+        let listed = rows.list_instances(&page)?;
+        let Some(last) = listed.last() else { break };
+        page.before = Some(last.number);
+        let is_last = listed.len() < page.limit;
+        found.extend(listed.into_iter().filter(|row| row.instance.state != State::Released));
+        if is_last {
+            break;
+        }
+    }
+    found.truncate(filter.limit);
+    Ok(found)
+}
+
+/// Returns the actions that are owed to an instance, each once.
+fn owed(rows: &dyn Read, instance: i64) -> Result<Vec<Action>, StoreError> {
+    let mut actions = Vec::new();
+    for job in rows.queue_jobs(instance)? {
+        actions.push(job.action);
+    }
+    let held = Filter {
+        instance: Some(instance),
+        disposition: Some(Disposition::Held),
+        limit: limits::LIST_DEFAULT_COUNT,
+        ..Filter::default()
+    };
+    for callback in rows.list_callbacks(&held)? {
+        actions.push(callback.action);
+    }
+    Ok(lifecycle::entitlement::owed(actions))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -535,45 +576,4 @@ mod tests {
         assert_eq!((&all.callbacks, &all.jobs, all.older), (&whole.callbacks, &whole.jobs, false));
         assert!(!serde_json::to_string(&all).unwrap().contains("older"));
     }
-}
-
-fn of_accounts(accounts: &[String], limit: usize) -> Filter {
-    Filter { accounts: accounts.to_vec(), limit, ..Filter::default() }
-}
-
-/// Returns the instances that are not released.
-fn live(rows: &dyn Read, filter: Filter) -> Result<Vec<InstanceRow>, StoreError> {
-    let mut found = Vec::new();
-    let mut page = filter.clone();
-    // Released instances of a buyer stay for good, so they may fill whole pages.
-    while found.len() < filter.limit {
-        let listed = rows.list_instances(&page)?;
-        let Some(last) = listed.last() else { break };
-        page.before = Some(last.number);
-        let is_last = listed.len() < page.limit;
-        found.extend(listed.into_iter().filter(|row| row.instance.state != State::Released));
-        if is_last {
-            break;
-        }
-    }
-    found.truncate(filter.limit);
-    Ok(found)
-}
-
-/// Returns the actions that are owed to an instance, each once.
-fn owed(rows: &dyn Read, instance: i64) -> Result<Vec<Action>, StoreError> {
-    let mut actions = Vec::new();
-    for job in rows.queue_jobs(instance)? {
-        actions.push(job.action);
-    }
-    let held = Filter {
-        instance: Some(instance),
-        disposition: Some(Disposition::Held),
-        limit: limits::LIST_DEFAULT_COUNT,
-        ..Filter::default()
-    };
-    for callback in rows.list_callbacks(&held)? {
-        actions.push(callback.action);
-    }
-    Ok(lifecycle::entitlement::owed(actions))
 }

@@ -17,6 +17,7 @@ mod database_files;
 mod deploy;
 mod dialects;
 mod documents;
+mod entitlements;
 mod example_claims;
 mod example_exec;
 mod example_http;

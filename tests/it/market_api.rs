@@ -553,3 +553,81 @@ async fn the_vendor_s_sdk_is_accepted_and_refused_with_a_wrong_secret() {
     assert!(refused.values().all(|result| result == "SignatureDoesNotMatch"), "{refused:?}");
     assert_eq!(stand_in.calls().len(), 6);
 }
+
+// ---- `spid market check` ----------------------------------------------------------------------------
+
+/// Runs the check with a configuration of one market at the stand-in.
+fn checked(home: &crate::support::daemon::Home, url: &Url, market: &str) -> (i32, String, String) {
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let market =
+        format!("\n[[market]]\nname = \"alibaba\"\nbase_url = \"http://{}/\"\n{market}\n", url.authority());
+    std::fs::write(home.path("market.toml"), format!("{text}{market}")).unwrap();
+    let variables =
+        [("FAKE_ID", "FAKEID"), ("FAKE_SECRET", "fake-secret"), ("FAKE_WRONG", "fake-wrong-secret")];
+    let ran = home.run_in(&["market", "check", "--json", "--config", "market.toml"], &variables);
+    (ran.code, ran.stdout, ran.stderr)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_says_what_each_credential_may_do() {
+    let stand_in = stand_in();
+    let url = served(&stand_in).await;
+    let home = crate::support::daemon::Home::with_log_hook();
+    let good = r#"credentials = { access_key_id = { env = "FAKE_ID" }, access_key_secret = { env = "FAKE_SECRET" } }"#;
+    let wrong = r#"{ access_key_id = { env = "FAKE_ID" }, access_key_secret = { env = "FAKE_WRONG" } }"#;
+    let check = |market: &str| tokio::task::block_in_place(|| checked(&home, &url, market));
+
+    let (code, stdout, stderr) = check(&format!("api = \"alibaba-cn\"\n{good}"));
+    assert_eq!(code, 0, "{stdout} {stderr}");
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&stdout).unwrap();
+    let groups: Vec<&str> = rows.iter().map(|row| row["group"].as_str().unwrap()).collect();
+    assert_eq!(groups, ["license", "metering", "read"]);
+    assert!(rows.iter().all(|row| row["ok"] == true), "{stdout}");
+    // Nothing was changed.
+    assert_eq!(stand_in.books().licenses[CODE].status, "INACTIVATED");
+    assert_eq!(stand_in.books().notifications.len(), 3);
+
+    let (code, stdout, stderr) =
+        check(&format!("api = \"alibaba-cn\"\n{good}\ncredentials_for = {{ license = {wrong} }}"));
+    assert_eq!(code, 1, "{stdout} {stderr}");
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&rows[0]["ok"], &rows[0]["class"]), (&false.into(), &"credentials".into()), "{stdout}");
+    assert_eq!(rows[2]["ok"], true, "{stdout}");
+    for secret in ["fake-secret", "fake-wrong-secret"] {
+        assert!(!stdout.contains(secret) && !stderr.contains(secret), "{stdout} {stderr}");
+    }
+
+    stand_in.fail(Some("DescribeLicense"), Failure::Code(400, "Auth.SubAccount.Error"));
+    let (_, stdout, _) = check(&format!("api = \"alibaba-intl\"\n{good}"));
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(rows[0]["class"], "needs-ram-user", "{stdout}");
+    assert!(rows[0]["detail"].as_str().unwrap().contains("credentials_for"), "{stdout}");
+    assert_eq!(rows[1]["operation"], "DescribeSellerInstances", "{stdout}");
+}
+
+#[test]
+fn a_wrong_market_is_refused_with_its_reason() {
+    let home = crate::support::daemon::Home::with_log_hook();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let market = "\n[[market]]\nname = \"a\"\napi = \"alibaba-cn\"\ncredentials = \"default\"\n";
+    let cases = [
+        (market.replace("alibaba-cn", "alibaba"), "`alibaba` is not one of alibaba-cn, alibaba-intl"),
+        (market.replace("api = \"alibaba-cn\"\n", ""), "use alibaba-cn or alibaba-intl"),
+        (market.replace("\"default\"", "\"defalt\""), "use \"default\", or a table"),
+        (market.replace("credentials = \"default\"\n", ""), "use \"default\", or an access key"),
+        (
+            market.replace("\"default\"", "{ access_key_id = { env = \"FAKE_ID\" } }"),
+            "credentials.access_key_secret",
+        ),
+        (format!("{market}{market}"), "`a` is the name of an earlier market"),
+        (format!("{market}base_url = \"market\"\n"), "base_url"),
+    ];
+    for (market, reason) in cases {
+        home.configure(&format!("{text}{market}"));
+        let ran = home.run_in(&["check-config", "--config", "spid.toml"], &[("FAKE_ID", "FAKEID")]);
+        assert_eq!(ran.code, 78, "{reason}: {ran:?}");
+        assert!(ran.stderr.contains(reason), "{reason}: {}", ran.stderr);
+    }
+    home.configure(&format!("{text}{market}"));
+    assert_eq!(home.run(&["check-config", "--config", "spid.toml"]).code, 0);
+}

@@ -52,7 +52,7 @@ impl Row for Checked {
     fn cells(&self) -> Vec<String> {
         let result = if self.ok { "ok" } else { self.class.unwrap_or("failed") };
         let cells = [&self.market, self.group, self.operation, result, &self.detail];
-        cells.map(|cell| shown(cell)).to_vec()
+        cells.map(shown).to_vec()
     }
 }
 
