@@ -146,7 +146,7 @@ pub fn routes_of(
     Ok(RouteList { endpoints, hooks, routes })
 }
 
-/// What a caller of an endpoint needs: its keys, dialect and address.
+/// Keys, dialect and address of an endpoint, for a caller of it.
 pub struct EndpointAccess {
     /// The endpoint.
     pub endpoint: Endpoint,
