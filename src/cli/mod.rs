@@ -223,7 +223,7 @@ enum Command {
     /// Fixtures: check them without sending anything.
     #[command(subcommand)]
     Fixtures(fixtures::FixturesCommand),
-    /// Conformance of an endpoint to Alibaba's protocol: buy, renew, forge, repeat, report.
+    /// Conformance test of an endpoint (Alibaba): buy, renew, forge, repeat, report.
     Conformance(Box<conformance::ConformanceArguments>),
     /// Simulate a marketplace with many orders, and count what the answers would lose.
     Simulate(Box<simulate::SimulateArguments>),

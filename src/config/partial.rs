@@ -162,7 +162,7 @@ pub fn routes_of(
     Ok(RouteList { endpoints, hooks, routes })
 }
 
-/// Facts that a caller of an endpoint needs: its keys, dialect and address.
+/// Keys, dialect and address of an endpoint, for a caller of it.
 pub struct EndpointAccess {
     /// The endpoint.
     pub endpoint: Endpoint,

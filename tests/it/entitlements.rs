@@ -9,10 +9,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::examples::{self, Kept};
+use crate::support::machine::lacks;
 use crate::support::daemon::{Daemon, Home, about, assert_clean, create, renew, until};
 
 const TOKEN: &str = "fake-canary-app-token-5P";
@@ -189,8 +193,6 @@ fn buyers_and_tenants_find_what_is_live() {
         "t",
         "--why",
         "test",
-        "--config",
-        "spid.toml",
     ]);
     let names = |target: &str| {
         let answer = ask(app, target, &bearer(TOKEN)).json();
@@ -246,8 +248,6 @@ fn a_request_that_waits_is_woken_by_the_commit_and_by_commands_of_an_operator() 
         "t",
         "--why",
         "test",
-        "--config",
-        "spid.toml",
     ]);
     let woken = waiting.join().unwrap();
     assert_eq!((woken.status, &woken.json()["tenant"]), (200, &"t-1".into()), "{woken:?}");
@@ -338,12 +338,52 @@ fn a_wrong_table_is_refused_with_its_reason() {
     ];
     for (config, reason) in cases {
         home.configure(&config);
-        let ran = home.run(&["check-config", "--config", "spid.toml"]);
+        let ran = home.run(&["check-config"]);
         assert_eq!(ran.code, 78, "{reason}: {ran:?}");
         assert!(ran.stderr.contains(reason), "{reason}: {ran:?}");
     }
     std::fs::write(home.path("app-token"), "short").unwrap();
     home.configure(&text);
-    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    let ran = home.run(&["check-config"]);
     assert!(ran.stderr.contains("fewer than 16 bytes") && !ran.stderr.contains("short"), "{ran:?}");
+}
+
+// ---- The examples -----------------------------------------------------------------------------------
+
+/// Runs an example that asks the listener: it survives a `kill -9` of the daemon and tells the change behind it.
+fn example_survives(program: &str, source: &str) {
+    let home = home("");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let app = format!("[app]\nlisten = \"127.0.0.1:{port}\"");
+    home.configure(&text.replace("[app]\nlisten = \"127.0.0.1:0\"", &app));
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("biz-1")).id(), "biz-1");
+    let mut command = Kept::command(Path::new(program), "TERM");
+    command.arg(examples::source(source)).arg(format!("http://127.0.0.1:{port}"));
+    command.arg(home.path("app-token")).arg("biz-1").stdout(Stdio::piped());
+    let mut example = Kept::start(command);
+    assert_eq!(example.line(), "biz-1: entitled (active)");
+    daemon.kill();
+    let daemon = home.start();
+    assert!(daemon.deliver(&about("expiredInstance", "biz-1")).success());
+    assert_eq!(example.line(), "biz-1: not entitled (frozen)");
+    assert!(daemon.deliver(&renew("biz-1", "2090-01-01 00:00:00")).success());
+    assert_eq!(example.line(), "biz-1: entitled (active)");
+    example.kill();
+}
+
+#[test]
+fn the_python_example_survives_a_restart_and_tells_changes() {
+    if !lacks("python3", "python3") {
+        example_survives("python3", "entitlement.py");
+    }
+}
+
+#[test]
+fn the_java_example_survives_a_restart_and_tells_changes() {
+    // A source file is run by the JDK, not by the runtime alone.
+    if !lacks("javac", "openjdk-17-jdk-headless") {
+        example_survives("java", "Entitlement.java");
+    }
 }
