@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::daemon::{Daemon, Home, about, assert_clean, create, renew, until};
 use crate::support::examples::{self, Kept};
 use crate::support::machine::lacks;
-use crate::support::daemon::{Daemon, Home, about, assert_clean, create, renew, until};
 
 const TOKEN: &str = "fake-canary-app-token-5P";
 const OTHER: &str = "fake-canary-other-token-6R";
@@ -183,17 +183,7 @@ fn buyers_and_tenants_find_what_is_live() {
     }
     assert!(daemon.deliver(&about("expiredInstance", "biz-3")).success());
     assert!(daemon.deliver(&about("releaseInstance", "biz-3")).success());
-    home.look(&[
-        "instances",
-        "claim",
-        "biz-2",
-        "--tenant",
-        "ten-ant",
-        "--who",
-        "t",
-        "--why",
-        "test",
-    ]);
+    home.look(&["instances", "claim", "biz-2", "--tenant", "ten-ant", "--who", "t", "--why", "test"]);
     let names = |target: &str| {
         let answer = ask(app, target, &bearer(TOKEN)).json();
         let list = answer["entitlements"].as_array().unwrap_or_else(|| panic!("{answer}")).clone();
@@ -238,17 +228,7 @@ fn a_request_that_waits_is_woken_by_the_commit_and_by_commands_of_an_operator() 
     let tag = woken.header("etag").unwrap();
     let waiting =
         wait("/v1/entitlements/biz-1?wait=60s", format!("{}if-none-match: {tag}\r\n", bearer(TOKEN)));
-    home.look(&[
-        "instances",
-        "claim",
-        "biz-1",
-        "--tenant",
-        "t-1",
-        "--who",
-        "t",
-        "--why",
-        "test",
-    ]);
+    home.look(&["instances", "claim", "biz-1", "--tenant", "t-1", "--who", "t", "--why", "test"]);
     let woken = waiting.join().unwrap();
     assert_eq!((woken.status, &woken.json()["tenant"]), (200, &"t-1".into()), "{woken:?}");
     for wrong in ["61s", "-1", "1.5", "soon"] {
@@ -338,13 +318,13 @@ fn a_wrong_table_is_refused_with_its_reason() {
     ];
     for (config, reason) in cases {
         home.configure(&config);
-        let ran = home.run(&["check-config"]);
+        let ran = home.run(&["check-config", "--config", "spid.toml"]);
         assert_eq!(ran.code, 78, "{reason}: {ran:?}");
         assert!(ran.stderr.contains(reason), "{reason}: {ran:?}");
     }
     std::fs::write(home.path("app-token"), "short").unwrap();
     home.configure(&text);
-    let ran = home.run(&["check-config"]);
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
     assert!(ran.stderr.contains("fewer than 16 bytes") && !ran.stderr.contains("short"), "{ran:?}");
 }
 
