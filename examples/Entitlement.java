@@ -97,12 +97,17 @@ public final class Entitlement {
         String token = Files.readString(Path.of(arguments[1])).strip();
         String instance = arguments[2];
         Entitlement entitlement = new Entitlement(arguments[0], token, instance);
+        String told = null;
         while (true) {
             try {
-                if (entitlement.refresh()) {
-                    String word = entitlement.isEntitled() ? "entitled" : "not entitled";
-                    System.out.println(instance + ": " + word + " (" + entitlement.reason() + ")");
+                entitlement.refresh();
+                String word = entitlement.isEntitled() ? "entitled" : "not entitled";
+                String line = instance + ": " + word + " (" + entitlement.reason() + ")";
+                // The answer also changes in members that are not shown here, for example when a callback arrives.
+                if (!line.equals(told)) {
+                    System.out.println(line);
                     System.out.flush();
+                    told = line;
                 }
             } catch (Refused refused) {
                 System.err.println(instance + ": " + refused.getMessage());

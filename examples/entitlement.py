@@ -62,11 +62,16 @@ def main():
     with open(token_file, encoding="utf-8") as file:
         token = file.read().strip()
     entitlement = Entitlement(url, token, instance)
+    told = None
     while True:
         try:
-            if entitlement.refresh():
-                word = "entitled" if entitlement.is_entitled() else "not entitled"
-                print(f"{instance}: {word} ({entitlement.answer['reason']})", flush=True)
+            entitlement.refresh()
+            word = "entitled" if entitlement.is_entitled() else "not entitled"
+            line = f"{instance}: {word} ({entitlement.answer['reason']})"
+            # The answer also changes in members that are not shown here, for example when a callback arrives.
+            if line != told:
+                print(line, flush=True)
+                told = line
         except urllib.error.HTTPError as error:
             print(f"{instance}: {json.load(error)['error']}", file=sys.stderr, flush=True)
             if error.code in (401, 403):

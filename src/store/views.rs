@@ -184,10 +184,13 @@ pub struct Entitled {
 pub enum EntitledBy {
     /// Any name of an instance.
     Name(String),
-    /// The buyer's account; released instances are left out.
-    Buyer(String),
-    /// The tenant who has claimed the instances; released instances are left out.
-    Tenant(String),
+    /// Instances that are not released.
+    Filter {
+        /// The buyer's account. `None`: every buyer.
+        buyer: Option<String>,
+        /// The tenant who has claimed them. `None`: claimed or not.
+        tenant: Option<String>,
+    },
 }
 
 impl Reader {
@@ -213,11 +216,12 @@ impl Reader {
                     found.truncate(limit);
                     found
                 }
-                EntitledBy::Buyer(buyer) => {
-                    live(rows, Filter { buyer: Some(buyer.clone()), ..of_accounts(accounts, limit) })?
-                }
-                EntitledBy::Tenant(tenant) => {
-                    live(rows, Filter { tenant: Some(tenant.clone()), ..of_accounts(accounts, limit) })?
+                EntitledBy::Filter { buyer, tenant } => {
+                    let (buyer, tenant) = (buyer.clone(), tenant.clone());
+                    live(
+                        rows,
+                        Filter { accounts: accounts.to_vec(), buyer, tenant, limit, ..Filter::default() },
+                    )?
                 }
             };
             // One snapshot for an instance and what it is owed: a job that ends in between counts once.
@@ -483,10 +487,6 @@ impl Reader {
         let row = self.readable_instance(number)?;
         Ok(row.and_then(|row| row.name().map(str::to_owned)))
     }
-}
-
-fn of_accounts(accounts: &[String], limit: usize) -> Filter {
-    Filter { accounts: accounts.to_vec(), limit, ..Filter::default() }
 }
 
 /// Returns the instances that are not released.

@@ -1,4 +1,4 @@
-//! `GET /v1/entitlements/{name}` and `GET /v1/entitlements?buyer=…` or `?tenant=…`.
+//! `GET /v1/entitlements/{name}`, and `GET /v1/entitlements` with `?buyer=…` or `?tenant=…`.
 //!
 //! The answer comes from committed state. It has an `ETag` over its content. With `If-None-Match` and `wait` a request
 //! waits until its answer differs: after a commit, or when a term or the time for a late renewal ends.
@@ -54,7 +54,7 @@ pub(super) struct Entitlement {
     pub(super) pending: Vec<&'static str>,
 }
 
-/// Answers for a buyer or a tenant.
+/// Answers for several instances.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Entitlements {
     /// The answers, the newest instance first. Released instances are left out.
@@ -140,7 +140,7 @@ pub(super) async fn one(
     }
 }
 
-/// Answers for every instance of a buyer or a tenant that is not released.
+/// Answers for every instance that is not released: all, those of a buyer, or those of a tenant.
 pub(super) async fn list(
     app: &App,
     options: &AppOptions,
@@ -149,11 +149,8 @@ pub(super) async fn list(
 ) -> Result<Response, Refusal> {
     target.only(&["buyer", "tenant", "account"])?;
     let accounts = accounts(token, target)?;
-    let by = match (target.get("buyer"), target.get("tenant")) {
-        (Some(buyer), None) => EntitledBy::Buyer(buyer.to_owned()),
-        (None, Some(tenant)) => EntitledBy::Tenant(tenant.to_owned()),
-        _ => return Err(Refusal::new(400, "bad-request", "give either `buyer` or `tenant`")),
-    };
+    let (buyer, tenant) = (target.get("buyer"), target.get("tenant"));
+    let by = EntitledBy::Filter { buyer: buyer.map(str::to_owned), tenant: tenant.map(str::to_owned) };
     let now = app.0.clock.now();
     let limit = limits::LIST_DEFAULT_COUNT;
     let mut found = app.read(move |reader| Ok(reader.entitled(&accounts, &by, limit + 1)?)).await?;

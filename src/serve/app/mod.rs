@@ -24,6 +24,7 @@ use crate::net::{Handler, Method, Request, Response};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{Reader, Store};
+use spid_core::query;
 use spid_core::signature::Presented;
 use spid_hook::Secret;
 use spid_hook::text::plain_json;
@@ -234,6 +235,7 @@ impl App {
             return Err(Refusal::new(405, "method", "only GET and HEAD are allowed"));
         }
         let target = Target::of(request)?;
+        refuse_empty(request)?;
         match target.segments().as_slice() {
             ["v1", "openapi.json"] => {
                 target.only(&[])?;
@@ -257,6 +259,15 @@ impl App {
                 "unknown path; there are /v1/entitlements, /v1/instances and /v1/openapi.json",
             )),
         }
+    }
+}
+
+/// Refuses a parameter without a value. A program that has lost a value must not get the answer to another question.
+fn refuse_empty(request: &Request) -> Result<(), Refusal> {
+    let parameters = query::parse(request.query(), None).map_err(Fault::from)?;
+    match parameters.iter().find(|(_, value)| value.is_empty()) {
+        Some((name, _)) => Err(Refusal::new(400, "bad-request", format!("the parameter `{name}` is empty"))),
+        None => Ok(()),
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn document() -> Value {
             parameter(
                 "wait",
                 "Seconds to wait for a change, like 30s. Needs `If-None-Match`.",
-                json!({"type": "string", "pattern": "^[0-9]{1,3}s?$"}),
+                json!({"type": "string", "pattern": "^([0-9]|[1-5][0-9]|60)s?$"}),
             ),
             json!({"name": "If-None-Match", "in": "header", "required": false, "schema": text_schema(),
                 "description": "The `ETag` of the answer that is known."}),
@@ -35,8 +35,8 @@ pub(super) fn document() -> Value {
         &[404, 409],
     );
     let list = operation(
-        "Ask about every instance of a buyer or a tenant",
-        "Give exactly one of `buyer` and `tenant`. Released instances are left out.",
+        "Ask about every instance, of a buyer or of a tenant",
+        "Released instances are left out.",
         vec![
             parameter("buyer", "Buyer's account at the marketplace.", text_schema()),
             parameter("tenant", "Tenant who has claimed the instances.", text_schema()),
@@ -107,8 +107,9 @@ pub(super) fn document() -> Value {
     })
 }
 
+/// Any text without a NUL byte, not empty.
 fn text_schema() -> Value {
-    json!({"type": "string", "minLength": 1})
+    json!({"type": "string", "pattern": "^[^\\u0000]+$"})
 }
 
 fn parameter(name: &str, description: &str, schema: Value) -> Value {
