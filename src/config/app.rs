@@ -32,7 +32,7 @@ pub(super) fn app(table: &Table<'_>, accounts: &[String]) -> AppTable {
         }
         tokens.push(token);
     }
-    // Without a token nobody could ask, so this is a mistake and not an open door.
+    // Without a token no request could be allowed, so this is a mistake and not an open door.
     if listen.is_some() && table.lacks("tokens") {
         table.mistake("tokens", "the listener needs a token: create one with `openssl rand -hex 24`");
     }

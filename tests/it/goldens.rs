@@ -81,9 +81,17 @@ fn home() -> Home {
     home
 }
 
+/// Migrations since the version that made the database. A daemon applies them at its first start, and then does work
+/// that changes rows; commands only read.
+const MIGRATIONS: [(i64, &str); 1] = [(4, include_str!("../../src/store/schema-4.sql"))];
+
 fn load(path: &Path) -> Connection {
     let db = Connection::open(path).unwrap();
     db.execute_batch(DATABASE).unwrap();
+    for (version, migration) in MIGRATIONS {
+        db.execute_batch(migration).unwrap();
+        db.pragma_update(None, "user_version", version).unwrap();
+    }
     db
 }
 
@@ -230,7 +238,11 @@ fn what_is_written_is_what_was_written() {
     let rows: Vec<&str> = made_rows.lines().filter(|line| line.starts_with("INSERT ")).collect();
     compare("database.sql", &rows.join("\n"));
     let shape = |dump: &str| {
-        let lines = dump.lines().filter(|line| !line.contains("INTO sqlite_sequence"));
+        let is_migrated = |line: &str| {
+            line.starts_with("PRAGMA user_version")
+                || MIGRATIONS.iter().any(|(_, sql)| sql.lines().any(|own| own == line))
+        };
+        let lines = dump.lines().filter(|line| !line.contains("INTO sqlite_sequence") && !is_migrated(line));
         lines.map(|line| line.split("VALUES").next().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(shape(DATABASE), shape(&made), "tables, columns and the number of rows");
@@ -536,6 +548,8 @@ fn configured() -> (Home, Vec<(&'static str, String)>) {
     let hook_secret = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
     for (name, secret) in [
         ("admin-token", "fake-admin-token-of-goldens"),
+        ("app-token", "fake-app-token-of-goldens"),
+        ("api-secret", "fake-api-secret"),
         ("sealing-key", SEALING_KEY),
         ("credentials/sealing-key-2", &"12".repeat(32)),
         ("otlp-headers", "authorization: Bearer fake-collector-token"),
@@ -553,6 +567,7 @@ fn configured() -> (Home, Vec<(&'static str, String)>) {
     let variables = vec![
         ("CREDENTIALS_DIRECTORY", home.path("credentials").display().to_string()),
         ("FAKE_SEALING_KEY", "34".repeat(32)),
+        ("FAKE_API_KEY_ID", "FAKEAPIKEYID".to_owned()),
         ("FAKE_ISV_KEY", "fake-isv-key-3".to_owned()),
         ("FAKE_HOOK_SECRET", "whsec_YmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=".to_owned()),
     ];

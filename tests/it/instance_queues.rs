@@ -149,7 +149,8 @@ async fn a_lane_of_an_older_database_is_marked_when_it_is_brought_up_to_date() {
     let path = folder.as_ref().unwrap().path().join("spid.db");
     let db = rusqlite::Connection::open(&path).unwrap();
     db.execute_batch(
-        "DROP INDEX callback_noticed; DROP INDEX name_instance; DROP INDEX job_payment_refused; DROP INDEX job_due; ALTER TABLE job DROP COLUMN blocked; ALTER TABLE instance DROP COLUMN converted;
+        "DROP INDEX instance_buyer; DROP INDEX instance_tenant;
+         DROP INDEX callback_noticed; DROP INDEX name_instance; DROP INDEX job_payment_refused; DROP INDEX job_due; ALTER TABLE job DROP COLUMN blocked; ALTER TABLE instance DROP COLUMN converted;
          ALTER TABLE callback DROP COLUMN dismissed_at; CREATE INDEX job_due ON job (due_at) WHERE state = 0;
          PRAGMA user_version = 2;",
     )

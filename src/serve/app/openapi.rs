@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::entitlements::{Entitlement, Entitlements};
 use super::instances::AppInstances;
 use crate::observe::limits;
+use spid_hook::instance::State;
 
 /// Returns the document.
 pub(super) fn document() -> Value {
@@ -15,13 +16,44 @@ pub(super) fn document() -> Value {
     settings.definitions_path = "/components/schemas".into();
     settings.meta_schema = None;
     let mut generator = SchemaGenerator::new(settings);
-    let account = parameter("account", "Account of the instance, if the token has several.", text_schema());
-    let entitlement = operation(
+    let paths = json!({
+        "/v1/entitlements/{name}": {"get": entitlement(&mut generator)},
+        "/v1/entitlements": {"get": entitlements(&mut generator)},
+        "/v1/instances": {"get": instances(&mut generator)},
+        "/v1/openapi.json": {"get": {
+            "operationId": "openapi",
+            "summary": "This document",
+            "responses": with_refusals(
+                json!({"200": {"description": "The document.", "content": {"application/json": {}}}}),
+                &[400],
+            ),
+        }},
+    });
+    let schemas: Value = generator.take_definitions(true).into();
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "spid for the seller's application",
+            "version": "1",
+            "description": "Entitlements and instances of what was sold on cloud marketplaces.",
+        },
+        "security": [{"token": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas,
+            "responses": {"Error": error_response()},
+        },
+    })
+}
+
+fn entitlement(generator: &mut SchemaGenerator) -> Value {
+    operation(
         "Ask if one customer may use the service",
         "Answers from the last committed state. With `If-None-Match` and `wait` it waits for a change.",
         vec![
             path_parameter("name", "Any name of the instance: its id, or the one that the marketplace uses."),
-            account.clone(),
+            account(),
             parameter(
                 "wait",
                 "Seconds to wait for a change, like 30s. Needs `If-None-Match`.",
@@ -33,31 +65,30 @@ pub(super) fn document() -> Value {
         &generator.subschema_for::<Entitlement>().to_value(),
         &[(304, "Nothing has changed.")],
         &[404, 409],
-    );
-    let list = operation(
+    )
+}
+
+fn entitlements(generator: &mut SchemaGenerator) -> Value {
+    operation(
         "Ask about every instance, of a buyer or of a tenant",
         "Released instances are left out.",
-        vec![
-            parameter("buyer", "Buyer's account at the marketplace.", text_schema()),
-            parameter("tenant", "Tenant who has claimed the instances.", text_schema()),
-            account.clone(),
-        ],
+        vec![buyer(), tenant(), account()],
         &generator.subschema_for::<Entitlements>().to_value(),
         &[],
         &[],
-    );
-    let instances = operation(
+    )
+}
+
+fn instances(generator: &mut SchemaGenerator) -> Value {
+    let states = State::ALL.map(State::as_str);
+    operation(
         "List instances",
         "Lists what the token may see, the newest first.",
         vec![
-            parameter(
-                "state",
-                "Only this state.",
-                json!({"type": "string", "enum": ["pending", "active", "frozen", "released"]}),
-            ),
-            parameter("buyer", "Only this buyer.", text_schema()),
-            parameter("tenant", "Only this tenant.", text_schema()),
-            account,
+            parameter("state", "Only this state.", json!({"type": "string", "enum": states})),
+            buyer(),
+            tenant(),
+            account(),
             parameter(
                 "before",
                 "The `next` of the page before.",
@@ -72,39 +103,30 @@ pub(super) fn document() -> Value {
         &generator.subschema_for::<AppInstances>().to_value(),
         &[],
         &[],
-    );
-    let schemas: Value = generator.take_definitions(true).into();
-    json!({
-        "openapi": "3.1.0",
-        "info": {
-            "title": "spid for the seller's application",
-            "version": "1",
-            "description": "Entitlements and instances of what was sold on cloud marketplaces.",
+    )
+}
+
+fn account() -> Value {
+    parameter("account", "Account of the instance, if the token has several.", text_schema())
+}
+
+fn buyer() -> Value {
+    parameter("buyer", "Only this buyer: the account at the marketplace.", text_schema())
+}
+
+fn tenant() -> Value {
+    parameter("tenant", "Only this tenant, who has claimed the instances.", text_schema())
+}
+
+fn error_response() -> Value {
+    json!({"description": "The request was refused.", "content": {"application/json": {"schema": {
+        "type": "object",
+        "required": ["code", "error"],
+        "properties": {
+            "code": {"type": "string", "description": "Stable word for programs."},
+            "error": {"type": "string", "description": "Sentence for people."},
         },
-        "security": [{"token": []}],
-        "paths": {
-            "/v1/entitlements/{name}": {"get": entitlement},
-            "/v1/entitlements": {"get": list},
-            "/v1/instances": {"get": instances},
-            "/v1/openapi.json": {"get": {
-                "operationId": "openapi",
-                "summary": "This document",
-                "responses": merge(json!({"200": {"description": "The document.", "content": {"application/json": {}}}}), &[400]),
-            }},
-        },
-        "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": schemas,
-            "responses": {"Error": {"description": "The request was refused.", "content": {"application/json": {"schema": {
-                "type": "object",
-                "required": ["code", "error"],
-                "properties": {
-                    "code": {"type": "string", "description": "Stable word for programs."},
-                    "error": {"type": "string", "description": "Sentence for people."},
-                },
-            }}}}},
-        },
-    })
+    }}}})
 }
 
 /// Any text without a NUL byte, not empty.
@@ -145,12 +167,12 @@ fn operation(
         "summary": summary,
         "description": description,
         "parameters": parameters,
-        "responses": merge(responses, &all),
+        "responses": with_refusals(responses, &all),
     })
 }
 
 /// Adds the refusals that every path has, and these.
-fn merge(mut responses: Value, refusals: &[u16]) -> Value {
+fn with_refusals(mut responses: Value, refusals: &[u16]) -> Value {
     if let Some(members) = responses.as_object_mut() {
         for status in [401, 405, 429, 500, 503].iter().chain(refusals) {
             members.insert(status.to_string(), json!({"$ref": "#/components/responses/Error"}));
