@@ -51,7 +51,7 @@ pub(crate) struct ExportInstanceArguments {
     form: ExportForm,
     /// Id or orderBizId of the instance. With `--as lines` the default is every instance.
     id: Option<String>,
-    /// Account of the instance, if several accounts have an instance of that name. With `--as lines`: export only
+    /// Account of the instance, if several accounts have an instance with this id. With `--as lines`: export only
     /// instances of this account.
     #[arg(long)]
     account: Option<String>,
