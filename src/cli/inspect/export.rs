@@ -24,7 +24,7 @@ pub(crate) struct ExportArguments {
     /// Dialect of the marketplace: alibaba, generic or jdcloud.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
-    /// Keep buyers, order numbers, addresses and secrets.
+    /// Keep buyers, order numbers, addresses and secrets in the output.
     #[arg(long)]
     keep_personal: bool,
     /// Keep dates as they were sent. An SPI endpoint may rightly refuse such old dates.
