@@ -16,8 +16,9 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ),
 ];
 
-const AFTER: &str = "`spid COMMAND --help` explains a command; `spid COMMAND SUBCOMMAND --help` a subcommand. Every \
-change by hand needs --why, and is in the audit log. Exit codes follow sysexits.h.";
+const AFTER: &str = "`spid COMMAND --help` explains a command; `spid COMMAND SUBCOMMAND --help` a subcommand. \
+Commands that show data print JSON with --json. Every change by hand needs --why, and is in the audit log. Exit \
+codes follow sysexits.h.";
 
 /// Adds the list of commands in groups, in place of clap's one long list.
 pub(super) fn grouped(command: Command) -> Command {

@@ -182,7 +182,7 @@ enum Command {
     /// Jobs, the work of hooks: list, show, retry, drop, complete.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
-    /// Callbacks, the requests of the marketplace: list, show, export, resend.
+    /// Callbacks, the marketplace's requests and their results: list, show, export, resend.
     #[command(subcommand)]
     Callbacks(callbacks::CallbacksCommand),
     /// Audit log: changes that people made by hand, and why.
@@ -193,13 +193,16 @@ enum Command {
     Held(held::HeldCommand),
     /// Back up the database; the daemon may be running.
     Backup(backup::BackupArguments),
-    /// Restore a backup; every unfinished job in it becomes held.
+    /// Restore a backup or a copied database; every unfinished job in it becomes held.
     Restore(backup::RestoreArguments),
     /// Delete old, finished data.
     ///
     /// Instances, orders and everything needed to decide on a later callback are kept.
     Prune(prune::PruneArguments),
-    /// Signature keys of each endpoint, and the last use of each.
+    /// Signature keys of each endpoint, the last use of each, and how to change a key.
+    ///
+    /// To change a key without losing calls: list the new key before the old one in the configuration, and reload. Change
+    /// the key at the marketplace. When the last use of the old key stays the same, remove the old key and reload.
     Keys(signatures::KeysArguments),
     /// Sealing keys, which encrypt passwords in the database: count their use, change them.
     #[command(subcommand)]
@@ -223,9 +226,9 @@ enum Command {
     /// Fixtures: check them without sending anything.
     #[command(subcommand)]
     Fixtures(fixtures::FixturesCommand),
-    /// Conformance test of an endpoint (Alibaba): buy, renew, forge, repeat, report.
+    /// Test the conformance of an endpoint to Alibaba's protocol; write a self-test report.
     Conformance(Box<conformance::ConformanceArguments>),
-    /// Simulate a marketplace with many orders, and count what the answers would lose.
+    /// Simulate a marketplace with many orders, and count what a seller would lose.
     Simulate(Box<simulate::SimulateArguments>),
     /// Print shell completions.
     Completions(generated::CompletionsArguments),

@@ -253,8 +253,8 @@ fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {
     Some(bounds.around(NamedHook::new(name, AnyHook::from(hook))))
 }
 
-/// TLS configuration of a client, with additional trusted certificates. They are read now, so that a missing file is
-/// reported now.
+/// TLS configuration of a client, with additional trusted certificates. The files are read here, so that a missing
+/// file is an error of the configuration.
 pub(super) fn tls(table: &Table<'_>, url: &Url, more: Option<&Path>) -> Option<Tls> {
     if !url.is_secure() {
         // The file would have no effect, so the configuration is probably wrong.

@@ -32,6 +32,7 @@ pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
 
 /// Location of a file.
 enum Place {
+    /// The table is missing or empty.
     Nowhere,
     /// The table has a mistake, which is reported.
     Wrong,

@@ -193,7 +193,7 @@ pub(super) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// Full name of one of its keys.
+    /// Full name of a key of this table.
     pub(super) fn path(&self, key: &str) -> String {
         joined(&self.path, key)
     }

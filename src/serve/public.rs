@@ -128,7 +128,7 @@ impl PublicListener {
         let Routes { intake, access_policy, .. } = routes;
         request.client = access_policy.proxies.client(&request);
         let welcome = access_policy.allows(endpoint, &request);
-        // A sign-on passes to the verification, because its browser may have any address.
+        // A sign-on may come from any address, because a buyer's browser sends it: its signature decides.
         if !welcome && !intake.is_for_a_browser(endpoint, &request) {
             return intake.refuse(endpoint, &request, &Denial::Source);
         }

@@ -193,7 +193,7 @@ impl Reader {
         for job in self.jobs(&Filter { jobs: states, limit: usize::MAX, ..Filter::default() })? {
             let row = match self.with(|rows| rows.callback_row(job.callback)) {
                 Ok(row) => row,
-                // The job still waits, so it must be on the list.
+                // The job waits although its callback cannot be read, so it must be on the list.
                 Err(StoreError::Unreadable(_)) => None,
                 Err(error) => return Err(error),
             };

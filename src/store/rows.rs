@@ -368,7 +368,7 @@ pub trait Read {
     /// Returns the days from `first` to before `end` on which terms end, with their number. A day is counted from 1970,
     /// UTC.
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
-    /// Returns the configured keys, by endpoint and label.
+    /// Returns the configured keys with their last use, sorted by endpoint and label.
     fn key_uses(&self) -> Result<Vec<KeyUse>>;
     /// Returns the totals of instances, jobs and callbacks.
     fn totals(&self) -> Result<Totals>;

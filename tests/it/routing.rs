@@ -73,11 +73,11 @@ fn the_route_of_an_order_and_why() {
     assert_eq!(
         said(&["--product", "cmgj000001", "--sku", "large", "--buyer", "10001"]),
         "large  (route[1] matches: endpoint = \"alibaba-cn\", product = \"cmgj000001\", sku = \"large\")\n\
-         \x20 not by route[0]: buyer\n"
+         \x20 route[0] does not match: buyer\n"
     );
     assert_eq!(
         said(&["--product", "cmgj000002", "--sku", "large"]),
-        "usual  (no [[route]] matches, so the first hook gets it)\n  not by route[0]: buyer\n  not by route[1]: product\n"
+        "usual  (no [[route]] matches, so the first hook gets it)\n  route[0] does not match: buyer\n  route[1] does not match: product\n"
     );
     assert_eq!(
         said(&["--endpoint", "alibaba-cn", "--sku", "large", "--product", "cmgj000001", "--buyer", "10009"]),

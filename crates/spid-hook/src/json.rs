@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// A JSON value. Members are sorted by name. If two members have one name, the last one counts.
+/// A JSON value. Members are sorted by name. If two members have the same name, the last one counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Json {
     /// `null`.
@@ -39,7 +39,7 @@ impl Json {
     /// The text is not JSON, nests deeper than `serde_json` permits, or holds a number beyond the range of
     /// floats. The message of the error may quote values.
     pub fn read(text: &[u8]) -> serde_json::Result<Json> {
-        // The first pass checks everything and limits the depth. Only few documents need the second pass.
+        // The first pass checks everything and limits the depth. Only a few documents need the second pass.
         let losses = Losses::default();
         let json = losses.read(text)?;
         if !losses.inexact.get() {

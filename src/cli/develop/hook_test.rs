@@ -107,10 +107,10 @@ struct WaresArguments {
     /// Account of the buyer.
     #[arg(long, value_name = "ACCOUNT")]
     buyer: Option<String>,
-    /// Quantity to buy of an item beside the SKU.
+    /// Item to buy beside the SKU, with its quantity, like `seats=5`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     item: Vec<(String, String)>,
-    /// Quantity of an item in the upgrade.
+    /// Item of the upgrade, with its new quantity.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     upgraded_item: Vec<(String, String)>,
     /// Parameter to send with every call.

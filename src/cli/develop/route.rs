@@ -77,7 +77,7 @@ pub(crate) fn route(arguments: RouteArguments, hook: Option<Inside>, output: &mu
     };
     output.line(&format!("{}  ({why})", shown(routed.hook)))?;
     for Passed { route, unmet } in &passed {
-        output.line(&format!("  not by route[{route}]: {}", unmet.join(", ")))?;
+        output.line(&format!("  route[{route}] does not match: {}", unmet.join(", ")))?;
     }
     Ok(())
 }

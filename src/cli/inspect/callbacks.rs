@@ -13,7 +13,7 @@ const RESET_HINT: &str = "hint: the marketplace stops after its delivery limit; 
 
 #[derive(Subcommand)]
 pub(crate) enum CallbacksCommand {
-    /// List callbacks, the newest first. Redeliveries are counted, not listed.
+    /// List callbacks with results and reasons, the newest first. Redeliveries are counted, not listed.
     List {
         #[command(flatten)]
         list: ListArguments,
@@ -21,7 +21,7 @@ pub(crate) enum CallbacksCommand {
         #[arg(long, alias = "untold")]
         unreported: bool,
     },
-    /// Show one callback with all its parameters.
+    /// Show one callback: its result, the reason, its job, and all parameters.
     Show {
         #[command(flatten)]
         show: ShowArguments,

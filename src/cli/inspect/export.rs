@@ -24,7 +24,7 @@ pub(crate) struct ExportArguments {
     /// Dialect of the marketplace: alibaba, generic or jdcloud.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
-    /// Keep buyers, order numbers, addresses and secrets.
+    /// Keep buyers, order numbers, addresses and secrets in the output.
     #[arg(long)]
     keep_personal: bool,
     /// Keep dates as they were sent. An SPI endpoint may rightly refuse such old dates.
@@ -51,7 +51,7 @@ pub(crate) struct ExportInstanceArguments {
     form: ExportForm,
     /// Id or orderBizId of the instance. With `--as lines` the default is every instance.
     id: Option<String>,
-    /// Account of the instance, if several accounts have an instance of that name. With `--as lines`: export only
+    /// Account of the instance, if several accounts have an instance with this id. With `--as lines`: export only
     /// instances of this account.
     #[arg(long)]
     account: Option<String>,

@@ -18,14 +18,14 @@ pub(crate) enum HeldCommand {
         #[command(flatten)]
         list: ListArguments,
     },
-    /// Show a held callback with all its parameters.
+    /// Show a held callback: the reason, and all parameters.
     Show {
         #[command(flatten)]
         show: ShowArguments,
         /// Number of the callback.
         number: i64,
     },
-    /// Approve a held callback, so that it runs.
+    /// Approve a held callback, so that it runs. A second purchase of an instance needs --as.
     Approve(repair::held::ApproveArguments),
     /// Reject a held callback and its redeliveries.
     Reject(repair::held::RejectArguments),

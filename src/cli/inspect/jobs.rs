@@ -36,12 +36,13 @@ pub(crate) enum JobsCommand {
     },
     /// Retry jobs once, now. The attempt does not count against the retry schedule.
     ///
-    /// Name the jobs, or choose them with --state and --hook: then their number is shown, and --yes retries them.
+    /// Name the jobs, or choose them with --state and --hook. For example, `spid jobs retry --state dead --hook NAME --why
+    /// TEXT` lists and counts the dead jobs of one hook; with --yes it retries them.
     Retry(repair::jobs::JobsArguments),
     /// Drop jobs: cancel them without running them.
     ///
     /// Jobs behind a dropped job go on; jobs behind a dropped create end, too, because there is no instance. Name the
-    /// jobs, or choose them with --state and --hook: then their number is shown, and --yes drops them.
+    /// jobs, or choose them with --state and --hook: without --yes they are only listed and counted.
     Drop(repair::jobs::JobsArguments),
     /// Complete a pending, dead or held job with the answer of work that was done by hand.
     Complete(repair::jobs::CompleteJobArguments),

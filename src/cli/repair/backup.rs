@@ -32,7 +32,7 @@ pub(crate) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
 pub(crate) struct RestoreArguments {
     #[command(flatten)]
     operation: OperationArguments,
-    /// Backup file.
+    /// Backup, or a copy of another machine's database, with its -wal beside it.
     file: PathBuf,
 }
 

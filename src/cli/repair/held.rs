@@ -11,7 +11,7 @@ use crate::store::Instead;
 pub(crate) struct ApproveArguments {
     #[command(flatten)]
     operation: OperationArguments,
-    /// Treat a second purchase of an instance as what it really is; `conversion`: a trial is bought for good.
+    /// Run a second purchase of an instance as a renewal, an upgrade, or a conversion (a trial is bought for good).
     #[arg(long = "as", value_name = "WHAT", value_parser = words::approve_as())]
     instead: Option<Instead>,
     /// Number of the callback, from `held list`.

@@ -45,7 +45,7 @@ pub(crate) struct PruneArguments {
     #[arg(long)]
     dry_run: bool,
     /// Rewrite the file at the end, to return free space to the disk. The rewrite temporarily needs the same space
-    /// again, and callbacks are asked to come again meanwhile.
+    /// again, and marketplaces are told to call again meanwhile.
     #[arg(long, conflicts_with = "dry_run")]
     vacuum: bool,
     /// Reason, for the audit log. Required without --dry-run.

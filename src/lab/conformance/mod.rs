@@ -164,20 +164,20 @@ impl fmt::Debug for Case {
 pub struct CaseReport {
     /// Id of the case.
     pub id: &'static str,
-    /// Importance.
+    /// Level of the case: must, should or hardening.
     pub level: Level,
     /// Subject.
     pub aspect: Aspect,
-    /// Rule.
+    /// Rule that the case tests.
     pub rule: &'static str,
     /// Page that the rule comes from.
     pub source: &'static str,
-    /// Result.
+    /// Result of the case.
     pub verdict: Verdict,
     /// Finding. In JSON it is a sentence in English.
     #[serde(rename = "said")]
     pub finding: Finding,
-    /// Requests and answers. If there are very many, only the first and the last ones.
+    /// Requests and answers. A long list keeps only the first and the last ones.
     pub exchanges: Vec<Exchange>,
     /// Number of exchanges that are left out.
     pub left_out: u32,

@@ -359,9 +359,9 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
 
 /// Returns the stored refusal or hold, if this delivery would only be counted because the row says the same already.
 ///
-/// A genuine request can be sent again without end, and a sign-on by every visitor with its link. So such deliveries
-/// cost no write. Below the marketplace's delivery limit each delivery is written, because a warning depends on the
-/// number.
+/// A valid request can be sent again without end: by its sender, or by every visitor who opens a sign-on link. So such
+/// deliveries cost no write. Up to the marketplace's delivery limit each delivery is written, because a warning depends
+/// on the number of deliveries.
 fn repeated_answer(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<KnownAnswer>> {
     let (reason, disposition) = match &judged.verdict {
         Verdict { decision: Decision::Refuse(reason), alert: false, .. } => (reason, Disposition::Refused),

@@ -26,13 +26,13 @@ pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timesta
     Ok(())
 }
 
-/// Start of the note of a job that ended because an earlier part of its request ended undone.
+/// Start of the note of a job that was cancelled because an earlier part of its request was not carried out.
 pub(crate) const LATER_PART: &str = "another part of its request,";
 
-/// Cancels the later parts of a request after one part has ended undone.
+/// Cancels the later parts of a request after one part has ended without being carried out.
 ///
-/// A request of several parts is done when all of them are. The callback then has the job that ended undone, and that
-/// job decides about a redelivery.
+/// A request of several parts is done when all of them are done. The callback now gets the job of the part that was not
+/// carried out, so that this job decides about a redelivery.
 fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     let mut has_ended_any = false;

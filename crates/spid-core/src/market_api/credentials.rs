@@ -301,7 +301,7 @@ fn ini_section(text: &str, wanted: &str) -> Option<Vec<(String, String)>> {
 /// Reads a temporary key: from the metadata service, from the token service, or from a service of the seller's own.
 ///
 /// # Errors
-/// Fails if the service refused, or if the answer lacks something.
+/// Fails if the service refused, or if a member of the answer is missing.
 pub fn read_temporary_key(
     body: &[u8],
     place: &str,

@@ -63,9 +63,9 @@ impl Group {
 pub struct Operation {
     /// Name of the operation.
     pub action: &'static str,
-    /// Version of its API.
+    /// Version of the API.
     pub version: &'static str,
-    /// Method.
+    /// HTTP method.
     pub method: &'static str,
     /// Place of its parameters.
     pub place: Place,

@@ -50,7 +50,7 @@ pub enum UnreadableCall {
         column: usize,
     },
     /// The call is JSON, but not an object with the members `schema` and `action`.
-    #[error("the call is not a JSON object with the texts `schema` and `action`")]
+    #[error("the call is not a JSON object with the strings `schema` and `action`")]
     NotACall,
     /// The version of the contract is not the version that this crate reads.
     #[error(

@@ -37,7 +37,7 @@ impl Reply {
         Reply { status, body: Secret::new(body.to_string()), retry_after: None }
     }
 
-    /// A response that spid takes for no answer of the hook: the status alone says what comes next.
+    /// Response without an answer of the hook. spid acts on the status alone.
     pub(super) fn empty(status: u16) -> Reply {
         Reply { status, body: Secret::new("{}"), retry_after: None }
     }

@@ -79,9 +79,9 @@ pub struct Section {
     /// The part.
     #[serde(rename = "title")]
     pub part: Part,
-    /// Number of attempts made in it.
+    /// Number of attempts in this part.
     pub calls: u32,
-    /// Number of faults seen in it, including those that an earlier part reported.
+    /// Number of faults seen in this part, including those that an earlier part reported.
     pub faults: u32,
 }
 
