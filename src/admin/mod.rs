@@ -117,6 +117,7 @@ impl From<OperationError> for Fault {
             OperationError::Store(error) => error.into(),
             OperationError::NotFound(text) => Fault::new(404, text),
             OperationError::Impossible(text) => Fault::new(409, text),
+            OperationError::Moved(..) => Fault::new(409, error.to_string()),
         }
     }
 }

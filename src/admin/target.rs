@@ -62,7 +62,8 @@ impl Target {
     }
 }
 
-fn decode(segment: &str) -> Option<String> {
+/// Decodes percent-encoded text; `None` if it is not valid.
+pub(super) fn decode(segment: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.bytes();
     while let Some(byte) = rest.next() {

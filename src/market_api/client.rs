@@ -1,7 +1,7 @@
 //! Client of Alibaba Cloud's marketplace APIs.
 //!
-//! It signs a call, sends it once and reads the answer. It repeats nothing by itself but a call that the gateway denied
-//! for its nonce: the caller knows what a repetition means, and owed work is repeated by its job.
+//! It signs a call, sends it once and reads the answer. It repeats nothing by itself but a call without an effect that
+//! the gateway denied for its nonce: the caller knows what a repetition means, and owed work is repeated by its job.
 //!
 //! Each market has its own bound of calls at once and its own pace, so that a marketplace that hangs or throttles takes
 //! nothing from another.
@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spid_core::market_api::{ApiCall, ApiError, ErrorClass, Group, Operation, Place, read_answer};
+use spid_core::market_api::{ApiCall, ApiError, ErrorClass, Group, Operation, Place, Repeat, read_answer};
 use spid_core::signature::{ApiRequest, SignedApiRequest};
 use spid_hook::json::Json;
 use spid_hook::time::Clock;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex as FairMutex, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 use super::credentials::{Credentials, NoKey};
@@ -93,11 +93,14 @@ struct Shared {
     options: MarketOptions,
     client: Client,
     permits: Semaphore,
+    /// Held by the call that waits for its time; the others queue here in their order.
+    turn: FairMutex<()>,
     pace: Mutex<Pace>,
 }
 
-/// Times of the calls: each takes the next free time.
+/// Pace of the calls.
 struct Pace {
+    /// Earliest time of the next call.
     next: Instant,
     /// Throttled answers in a row.
     throttled: u32,
@@ -163,9 +166,9 @@ impl MarketClient {
             keep: options.concurrency,
             ..ClientOptions::default()
         });
-        let permits = Semaphore::new(options.concurrency);
+        let permits = Semaphore::new(options.concurrency.max(1));
         let pace = Mutex::new(Pace { next: Instant::now(), throttled: 0 });
-        MarketClient(Arc::new(Shared { options, client, permits, pace }))
+        MarketClient(Arc::new(Shared { options, client, permits, turn: FairMutex::default(), pace }))
     }
 
     /// Returns the name of the market.
@@ -202,9 +205,9 @@ impl MarketClient {
         let _permit = self.0.permits.acquire().await;
         let credentials = self.credentials(call.operation.group);
         let url = self.url(call.operation)?;
-        let mut again = true;
+        let mut again = call.operation.repeat == Repeat::Always;
         loop {
-            sleep_until(self.next_time()).await;
+            self.wait_for_turn().await;
             let key = credentials.current().await?;
             let signed = ApiRequest {
                 method: call.operation.method,
@@ -220,7 +223,7 @@ impl MarketClient {
             }
             .sign(&key);
             match self.send(&url, call, signed).await {
-                // The gateway has seen this nonce and carried out nothing. Another nonce is another request.
+                // A copy of the request arrived before it. Only a call that may be carried out twice is sent again.
                 Err(CallError::Api(ref error)) if error.class == ErrorClass::Nonce && again => again = false,
                 other => return other,
             }
@@ -236,7 +239,7 @@ impl MarketClient {
         let retry_after = answer.headers.text("x-acs-retry-after");
         let result = read_answer(answer.status, retry_after, &answer.body);
         self.settle_pace(result.as_ref().err());
-        result.map_err(CallError::Api)
+        result.map_err(|error| CallError::Api(call.masked(error)))
     }
 
     fn credentials(&self, group: Group) -> &Credentials {
@@ -244,25 +247,37 @@ impl MarketClient {
         options.credentials_for.get(&group).unwrap_or(&options.credentials)
     }
 
-    /// Takes the next free time for a call.
-    fn next_time(&self) -> Instant {
-        let mut pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = pace.next.max(Instant::now());
-        pace.next = at + Duration::from_secs_f64(1.0 / self.0.options.calls_per_s.max(0.001));
-        at
+    /// Waits until the pace allows a call. A call that is given up while it waits takes no time from the others.
+    async fn wait_for_turn(&self) {
+        let _turn = self.0.turn.lock().await;
+        // A throttled answer may move the time while this call sleeps.
+        while let Some(at) = self.take_turn() {
+            sleep_until(at).await;
+        }
     }
 
-    /// Slows all calls down after a throttled one: by the wait that the gateway named, or by a growing one.
+    /// Takes the next time for a call, if it has come; otherwise returns it.
+    fn take_turn(&self) -> Option<Instant> {
+        let mut pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if now < pace.next {
+            return Some(pace.next);
+        }
+        pace.next = now + Duration::from_secs_f64(1.0 / self.0.options.calls_per_s.max(0.001));
+        None
+    }
+
+    /// Slows all calls down after a failure with a wait that the gateway named, or after a throttled one by a growing
+    /// wait.
     fn settle_pace(&self, error: Option<&ApiError>) {
         let mut pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        match error.filter(|error| error.class == ErrorClass::Throttled) {
-            None => pace.throttled = 0,
-            Some(error) => {
-                pace.throttled = pace.throttled.saturating_add(1);
-                let growing = limits::MARKET_BACKOFF_MS << pace.throttled.min(6).saturating_sub(1);
-                let wait = error.retry_after_ms.unwrap_or(growing).min(limits::MARKET_BACKOFF_MAX_MS);
-                pace.next = pace.next.max(Instant::now() + Duration::from_millis(wait));
-            }
+        let is_throttled = error.is_some_and(|error| error.class == ErrorClass::Throttled);
+        pace.throttled = if is_throttled { pace.throttled.saturating_add(1) } else { 0 };
+        let growing = limits::MARKET_BACKOFF_MS << pace.throttled.min(6).saturating_sub(1);
+        let named = error.and_then(|error| error.retry_after_ms);
+        if let Some(wait) = named.or(is_throttled.then_some(growing)) {
+            let wait = Duration::from_millis(wait.min(limits::MARKET_BACKOFF_MAX_MS));
+            pace.next = pace.next.max(Instant::now() + wait);
         }
     }
 }

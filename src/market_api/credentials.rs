@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use spid_core::market_api::credentials::{
     self as vendor, CREDENTIALS_FILES, CredentialError, METADATA_HOST, Role, Source, TemporaryKey,
 };
@@ -96,6 +97,8 @@ enum Given {
 struct Found {
     source: Option<Source>,
     key: Option<TemporaryKey>,
+    /// Earliest time of the next renewal after one that failed, so that a service that hangs does not slow each call.
+    renew_at: Option<Timestamp>,
 }
 
 impl Credentials {
@@ -125,7 +128,10 @@ impl Credentials {
         // One request at a time: others wait here for the key that it fetches.
         let mut found = self.0.found.lock().await;
         let now = self.0.clock.now();
-        if let Some(kept) = found.key.as_ref().filter(|kept| !kept.is_stale(now)) {
+        let waits = found.renew_at.is_some_and(|at| now < at);
+        if let Some(kept) = found.key.as_ref()
+            && (!kept.is_stale(now) || (waits && kept.ends_at > now))
+        {
             return Ok(kept.key.clone());
         }
         let source = match &found.source {
@@ -143,12 +149,15 @@ impl Credentials {
         match fetched {
             Ok(key) => {
                 found.source = Some(source);
+                found.renew_at = None;
                 Ok(found.key.insert(key).key.clone())
             }
             Err(fault) => match found.key.as_ref().filter(|kept| kept.ends_at > now) {
                 Some(kept) => {
                     tracing::warn!(%fault, ends_at = %kept.ends_at, "a temporary access key could not be renewed; the old one is used until its end");
-                    Ok(kept.key.clone())
+                    let key = kept.key.clone();
+                    found.renew_at = Some(now + Duration::from_millis(limits::KEY_RENEWAL_PAUSE_MS));
+                    Ok(key)
                 }
                 None => Err(fault),
             },

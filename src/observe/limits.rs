@@ -183,6 +183,8 @@ pub const MARKET_CALLS_PER_MINUTE: usize = 120;
 pub const MARKET_CALLS_MAX_COUNT: usize = 4;
 /// Time for the metadata service of the machine to answer, in milliseconds.
 pub const METADATA_MS: u64 = 2_000;
+/// Wait after a failed renewal of a temporary key that has not ended yet, in milliseconds.
+pub const KEY_RENEWAL_PAUSE_MS: u64 = 30_000;
 /// Maximum size of an answer of a marketplace's API, in bytes.
 pub const MARKET_ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Wait after the first throttled call, in milliseconds. It doubles with each further one.

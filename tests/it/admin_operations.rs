@@ -15,6 +15,10 @@ use crate::support::daemon::{
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use spid::internals::store::{AuditNote, OperationError, Operations, StoreOptions};
+use spid_core::lifecycle::schedule::JobState;
+use spid_hook::id::Id;
+use spid_hook::time::Clock;
 
 /// Fails, refuses or answers `pending` if a file named after the action says so. Otherwise it succeeds.
 const TOLD: &str = r#"
@@ -1255,6 +1259,46 @@ fn jobs_are_chosen_by_state_and_hook_and_changed_only_with_yes() {
     assert!(dropped.ends_with("1 of 1 jobs dropped\n"), "{dropped}");
     assert_eq!(jobs(&home, "dropped").len(), 1);
     assert_eq!(last_act(&home).0, "drop");
+}
+
+/// Between the choice and the change of a job, a daemon or another person may take it out of the chosen state.
+#[test]
+fn a_chosen_job_that_has_left_the_state_is_left_alone() {
+    let (home, daemon) = started(&["fail-create"]);
+    let ids = dead_orders(&home, &daemon, &["biz-1"]);
+    daemon.stop();
+    let id: Id = ids[0].parse().unwrap();
+    let note = AuditNote { who: "a".to_owned(), why: "a test".to_owned() };
+    let mut operations =
+        Operations::open(&home.path("spid.db"), &StoreOptions::default(), Clock::System).unwrap();
+    operations.retry(id, &note).unwrap();
+    let before = contents(&home);
+    let error = operations.drop_chosen(id, Some(JobState::Dead), &note).unwrap_err();
+    assert_eq!(error, OperationError::Moved(JobState::Dead, JobState::Queued));
+    let error = operations.retry_chosen(id, Some(JobState::Dead), &note).unwrap_err();
+    assert_eq!(error.to_string(), "the job is no longer dead: it is queued");
+    assert_eq!(contents(&home), before);
+    operations.drop_chosen(id, Some(JobState::Queued), &note).unwrap();
+}
+
+/// A dropped create ends the jobs behind it. They were chosen, too, and are no failure of the command.
+#[test]
+fn all_held_jobs_of_an_instance_can_be_dropped_at_once() {
+    let (home, daemon) = started(&["fail-create"]);
+    dead_orders(&home, &daemon, &["biz-1"]);
+    daemon.deliver(&renew("biz-1", "2031-01-01 00:00:00"));
+    daemon.stop();
+    let (copy, db) = (home.path("copy.db"), home.path("spid.db"));
+    let (copy, db) = (copy.to_str().unwrap(), db.to_str().unwrap());
+    assert_eq!(home.run(&["backup", copy, "--db", db]).code, 0);
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{db}{end}"));
+    }
+    done(&home, &["restore", copy]);
+    assert_eq!(jobs(&home, "held").len(), 2);
+    let dropped = done(&home, &["jobs", "drop", "--state", "held", "--yes"]).stdout;
+    assert!(dropped.contains("is left alone: the job is no longer held: it is cancelled"), "{dropped}");
+    assert!(dropped.ends_with("1 of 2 jobs dropped\n"), "{dropped}");
 }
 
 #[test]

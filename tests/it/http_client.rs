@@ -185,3 +185,54 @@ async fn only_allowed_addresses_of_a_host_are_connected_to() {
     assert!(error.to_string().ends_with("the name has no address"), "{error}");
     assert!(!error.may_have_arrived());
 }
+
+/// Server that follows the answer to the first request of a connection with bytes nobody asked for.
+async fn serve_poison(listener: TcpListener, poison: &'static [u8]) {
+    while let Ok((mut peer, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut first = true;
+            while let Some(call) = read_call(&mut peer).await {
+                let own = format!("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n{call:04}");
+                let bytes = if first { poison } else { own.as_bytes() };
+                first = false;
+                if peer.write_all(bytes).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// A kept connection whose server sent more than one answer is not used again: the next call would get the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_after_an_answer_never_become_the_answer_to_the_next_call() {
+    const EVIL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
+    let answers: [(&str, u16); 9] = [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok{evil}", 200),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n{evil}", 200),
+        ("HTTP/1.1 204 No Content\r\n\r\n{evil}", 204),
+        ("HTTP/1.1 204 No Content\r\ncontent-length: 4\r\n\r\nevil{evil}", 204),
+        ("HTTP/1.1 304 Not Modified\r\ncontent-length: 4\r\n\r\nevil{evil}", 304),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{evil}", 200),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: y\r\n\r\n{evil}", 200),
+        ("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok{evil}", 200),
+        ("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok{evil}", 200),
+    ];
+    for (answer, status) in answers {
+        let poison = answer.replace("{evil}", EVIL).leak().as_bytes();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(serve_poison(listener, poison));
+        for call in 0..200 {
+            let client = Client::new(ClientOptions { keep: 1, ..ClientOptions::default() });
+            let send = || client.send(ClientRequest::post(url.clone(), "text/plain", call.to_string()));
+            let first = send().await.unwrap();
+            assert_eq!((first.status, first.body.starts_with(b"evil")), (status, false), "{answer}");
+            // Another connection, whose first answer is the same, or none.
+            let second = send().await;
+            let evil = second.as_ref().is_ok_and(|second| second.body == "evil");
+            assert!(!evil, "{answer}: {second:?}");
+        }
+        server.abort();
+    }
+}

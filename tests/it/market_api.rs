@@ -265,6 +265,45 @@ async fn a_nonce_that_was_used_is_replaced_once_and_nothing_else_is_repeated() {
     stand_in.fail(None, Failure::Code(500, "UnknownError"));
     client.call(&call).await.unwrap_err();
     assert_eq!(stand_in.calls().len(), 5);
+    // Nonces are random, so a used one means that a copy of this request arrived: it may have activated the code.
+    stand_in.fail(None, Failure::Code(400, "SignatureNonceUsed"));
+    let activate = ApiCall::activate_license(&Secret::new(CODE), "1234567890");
+    let error = client.call(&activate).await.unwrap_err();
+    assert!(error.may_be_applied() && error.is_temporary(), "{error}");
+    assert_eq!(stand_in.calls().len(), 6);
+}
+
+/// A call that its caller gives up while it waits for the pace does not delay the calls after it.
+#[tokio::test]
+async fn a_call_that_is_given_up_takes_no_time_from_the_others() {
+    let stand_in = stand_in();
+    let mut options = options(served(&stand_in).await, Credentials::key(api_key()));
+    options.calls_per_s = 1.0;
+    let client = MarketClient::new(options);
+    let call = ApiCall::describe_instance("1001");
+    client.call(&call).await.unwrap();
+    for _ in 0..600 {
+        tokio::select! {
+            biased;
+            _ = client.call(&call) => panic!("the second call of a second waits"),
+            () = std::future::ready(()) => {}
+        }
+    }
+    tokio::time::timeout(Duration::from_secs(60), client.call(&call)).await.unwrap().unwrap();
+    assert_eq!(stand_in.calls().len(), 2);
+}
+
+/// A message of the vendor may repeat the parameters.
+#[tokio::test]
+async fn a_failure_does_not_show_the_licence_code() {
+    let url = serve_handler(|_: Request| async {
+        Response::json(400, format!(r#"{{"Code":"License.Discard","Message":"{CODE} is void"}}"#))
+    })
+    .await;
+    let client = MarketClient::new(options(url, Credentials::key(api_key())));
+    let error = client.call(&ApiCall::describe_license(&Secret::new(CODE))).await.unwrap_err();
+    assert!(error.to_string().contains("*** is void"), "{error}");
+    assert!(!format!("{error:?}").contains(CODE), "{error:?}");
 }
 
 #[tokio::test]
@@ -468,12 +507,22 @@ async fn a_temporary_key_is_renewed_before_its_end_and_kept_if_that_fails() {
         move |request: Request| service.clone().answer(request)
     })
     .await;
-    let credentials = found(chain(&[], None, Some(&url)));
+    let later_s = Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let clock = Clock::given({
+        let later_s = later_s.clone();
+        move || Clock::System.now() + SignedDuration::from_secs(later_s.load(Ordering::SeqCst))
+    });
+    let credentials = Credentials::default_chain(chain(&[], None, Some(&url)), clock, None);
     assert_eq!(credentials.current().await.unwrap().id(), "STS.FAKE0");
     assert_eq!(credentials.current().await.unwrap().id(), "STS.FAKE1");
     service.broken.store(true, Ordering::SeqCst);
     assert_eq!(credentials.current().await.unwrap().id(), "STS.FAKE1");
+    // A service that hangs must not slow down each call, so it is left alone for a while.
+    let asked = service.requests.lock().unwrap().len();
+    assert_eq!(credentials.current().await.unwrap().id(), "STS.FAKE1");
+    assert_eq!(service.requests.lock().unwrap().len(), asked);
     service.broken.store(false, Ordering::SeqCst);
+    later_s.store(31, Ordering::SeqCst);
     assert_eq!(credentials.current().await.unwrap().id(), "STS.FAKE2");
 
     let long = KeyService { lifetime_s: 6 * 3_600, ..KeyService::default() };

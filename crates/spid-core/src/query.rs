@@ -218,13 +218,20 @@ pub fn encode_text(text: &str) -> String {
     encoded
 }
 
-/// Canonical query of the clouds' API gateways: each name and value encoded by [`encode_text`], then sorted.
+/// Canonical query of the clouds' API gateways: sorted by name, each name and value encoded by [`encode_text`].
+///
+/// ```
+/// let pairs = ["Tag.10", "Tag.1", "Tag"].map(|name| (name.to_owned(), "a b".to_owned()));
+/// assert_eq!(spid_core::query::canonical(&pairs), "Tag=a%20b&Tag.1=a%20b&Tag.10=a%20b");
+/// ```
 pub fn canonical(pairs: &[Pair]) -> String {
+    // The pairs are sorted and not their texts: `=` sorts after digits, so `Tag.10=` would come before `Tag.1=`.
+    let mut sorted: Vec<&Pair> = pairs.iter().collect();
+    sorted.sort();
     let mut encoded: Vec<String> = Vec::with_capacity(pairs.len());
-    for (name, value) in pairs {
+    for (name, value) in sorted {
         encoded.push(format!("{}={}", encode_text(name), encode_text(value)));
     }
-    encoded.sort();
     encoded.join("&")
 }
 

@@ -16,7 +16,7 @@ mod work;
 
 use super::access::{self, Operator};
 use super::operations::{AdminOperation, Given, signed};
-use super::target::Target;
+use super::target::{Target, decode};
 use super::{Admin, Fault, is_read};
 use crate::net::{Method, Request, Response};
 use crate::store::AuditNote;
@@ -276,7 +276,9 @@ async fn act(admin: &Admin, context: &PageContext, request: &Request) -> Result<
 }
 
 fn operation(form: &Form) -> Result<AdminOperation, Fault> {
-    let (word, target) = (form.get("act"), form.get("target"));
+    let word = form.get("act");
+    let target = decode(form.get("target"))
+        .ok_or_else(|| Fault::new(400, "the target of the form is not percent-encoded text"))?;
     let collection = match word {
         "retry" | "drop" => "jobs",
         "approve" | "reject" | "settle" => "held",
@@ -285,7 +287,7 @@ fn operation(form: &Form) -> Result<AdminOperation, Fault> {
     };
     let given =
         Given { account: form.filled("account"), instead: form.filled("as"), answer: form.filled("answer") };
-    AdminOperation::read(&[collection, target, word], given)
+    AdminOperation::read(&[collection, &target, word], given)
 }
 
 #[cfg(test)]
@@ -309,6 +311,36 @@ mod tests {
         assert_eq!(page("a\u{202e}b\0"), "<p title=\"a\\u{202e}b\\u{0}\">a\\u{202e}b\\u{0}</p>");
         for odd in ['\u{61c}', '\u{2028}', '\u{2029}', '\u{ad}', '\u{180e}', '\u{fff9}', '\u{e0041}', '\r'] {
             assert!(!page(&format!("a{odd}b")).contains(odd), "{odd:?}");
+        }
+    }
+
+    /// The page of an instance with an odd name must not change an instance that has the escape as its name.
+    #[test]
+    fn a_form_names_the_instance_that_its_page_shows() {
+        for name in ["a\u{200b}b", "a\\u{200b}b", "a+b%20c&d=\"'<é", "会员"] {
+            let context = PageContext {
+                now: Timestamp::UNIX_EPOCH,
+                form_token: Secret::new("fake"),
+                who: String::new(),
+                here: "/console/".to_owned(),
+                done: None,
+            };
+            let form = parts::ActForm {
+                act: "release",
+                label: "Release",
+                target: name,
+                account: None,
+                hint: "",
+                field: parts::Field::Nothing,
+            };
+            let page = page_text(parts::act(&context, &form));
+            let (_, value) = page.split_once("name=\"target\" value=\"").unwrap();
+            let value = unescaped(value.split_once('"').unwrap().0);
+            let sent =
+                query::encode(&[("act".to_owned(), "release".to_owned()), ("target".to_owned(), value)]);
+            let form = Form::of(&Request::post("/console/act").with_body(sent)).unwrap();
+            let AdminOperation::Release(named) = operation(&form).unwrap() else { panic!() };
+            assert_eq!(named.name, name);
         }
     }
 

@@ -190,7 +190,8 @@ pub(super) fn act(context: &PageContext, form: &ActForm<'_>) -> Markup {
                 p class="hint" { (form.hint) }
                 (hidden("token", context.form_token.expose()))
                 (hidden("act", form.act))
-                (hidden("target", form.target))
+                // Encoded: a page shows invisible characters as escapes, and the escape would name another instance.
+                (hidden("target", &query::encode_text(form.target)))
                 // The page to return to after the operation.
                 (hidden("back", &context.here))
                 @if let Some(account) = form.account { (hidden("account", account)) }

@@ -20,7 +20,7 @@ pub(crate) struct SignArguments {
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: Option<PathBuf>,
     /// Name of the endpoint. Optional if there is only one.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key_file", "key_env", "dev"])]
     endpoint: Option<String>,
     /// Dialect of the marketplace. The default is that of the configured endpoint, or alibaba.
     #[arg(long, value_parser = words::dialect())]

@@ -32,19 +32,29 @@ pub(crate) struct JobsArguments {
     yes: bool,
 }
 
-/// Operation on one job; returns what to tell about it.
-type OnJob = fn(&mut Operations, Id, &AuditNote) -> Result<String, OperationError>;
+/// Operation on one job, which must still be in the state it was chosen by. It returns a text for the user.
+type OnJob = fn(&mut Operations, Id, Option<JobState>, &AuditNote) -> Result<String, OperationError>;
 
-fn retry_one(operations: &mut Operations, id: Id, act: &AuditNote) -> Result<String, OperationError> {
-    Ok(match operations.retry(id, act)? {
+fn retry_one(
+    operations: &mut Operations,
+    id: Id,
+    chosen: Option<JobState>,
+    act: &AuditNote,
+) -> Result<String, OperationError> {
+    Ok(match operations.retry_chosen(id, chosen, act)? {
         None => format!("job {id} is due now"),
         // The jobs of an instance run in order.
         Some(ahead) => format!("job {id} is due when job {ahead}, which is before it, has ended"),
     })
 }
 
-fn drop_one(operations: &mut Operations, id: Id, act: &AuditNote) -> Result<String, OperationError> {
-    operations.drop_job(id, act)?;
+fn drop_one(
+    operations: &mut Operations,
+    id: Id,
+    chosen: Option<JobState>,
+    act: &AuditNote,
+) -> Result<String, OperationError> {
+    operations.drop_chosen(id, chosen, act)?;
     Ok(format!("job {id} is dropped; another delivery of the callback creates a new job"))
 }
 
@@ -65,7 +75,7 @@ impl JobsArguments {
             }
             let (mut operations, act) = self.operation.begin()?;
             for id in ids {
-                output.line(&on_job(&mut operations, id, &act)?)?;
+                output.line(&on_job(&mut operations, id, None, &act)?)?;
             }
             return Ok(());
         };
@@ -90,10 +100,15 @@ impl JobsArguments {
         }
         output.line(&format!("{count} jobs"))?;
         let (mut operations, act) = self.operation.begin()?;
-        let mut failed = 0;
+        let (mut failed, mut moved) = (0, 0);
         for id in chosen.into_iter().map(|chosen| chosen.job.row.id) {
-            match on_job(&mut operations, id, &act) {
+            match on_job(&mut operations, id, Some(state), &act) {
                 Ok(said) => output.line(&said)?,
+                // A dropped create ends the jobs behind it, and a daemon or another person works at the same time.
+                Err(error @ OperationError::Moved(..)) => {
+                    moved += 1;
+                    output.line(&format!("job {id} is left alone: {error}"))?;
+                }
                 // A database that fails would fail for the next job, too.
                 Err(OperationError::Store(error)) => return Err(error.into()),
                 Err(error) => {
@@ -102,7 +117,7 @@ impl JobsArguments {
                 }
             }
         }
-        output.line(&format!("{} of {count} jobs {done}", count - failed))?;
+        output.line(&format!("{} of {count} jobs {done}", count - failed - moved))?;
         match failed {
             0 => Ok(()),
             _ => Err(Failure::new(Exit::NotMet, format!("{failed} jobs were not {done}"))),

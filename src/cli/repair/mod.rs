@@ -74,6 +74,7 @@ impl From<OperationError> for Failure {
             OperationError::Store(error) => error.into(),
             OperationError::NotFound(text) => Failure::new(Exit::NoInput, text),
             OperationError::Impossible(text) => Failure::new(Exit::Data, text),
+            OperationError::Moved(..) => Failure::new(Exit::Data, error.to_string()),
         }
     }
 }

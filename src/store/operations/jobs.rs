@@ -20,8 +20,21 @@ impl Operations {
     /// # Errors
     /// Fails if there is no such job, it is running, it has ended for good, or a later job has replaced it.
     pub fn retry(&mut self, id: Id, note: &AuditNote) -> OperationDone<Option<Id>> {
+        self.retry_chosen(id, None, note)
+    }
+
+    /// Retries a job that was chosen by its state. Without a state it is [`Operations::retry`].
+    ///
+    /// # Errors
+    /// Fails like [`Operations::retry`], and with [`OperationError::Moved`] if the job has left the state.
+    pub fn retry_chosen(
+        &mut self,
+        id: Id,
+        state: Option<JobState>,
+        note: &AuditNote,
+    ) -> OperationDone<Option<Id>> {
         self.run_audited(note, "retry", &format!("job {id}"), |rows, now| {
-            let mut job = find_job(rows, id)?;
+            let mut job = find_chosen(rows, id, state)?;
             retry(rows, &mut job, now)
         })
     }
@@ -31,8 +44,16 @@ impl Operations {
     /// # Errors
     /// Fails if there is no such job, or if it is running or has ended.
     pub fn drop_job(&mut self, id: Id, note: &AuditNote) -> OperationDone<()> {
+        self.drop_chosen(id, None, note)
+    }
+
+    /// Drops a job that was chosen by its state. Without a state it is [`Operations::drop_job`].
+    ///
+    /// # Errors
+    /// Fails like [`Operations::drop_job`], and with [`OperationError::Moved`] if the job has left the state.
+    pub fn drop_chosen(&mut self, id: Id, state: Option<JobState>, note: &AuditNote) -> OperationDone<()> {
         self.run_audited(note, "drop", &format!("job {id}"), |rows, now| {
-            let mut job = find_job(rows, id)?;
+            let mut job = find_chosen(rows, id, state)?;
             if job.state == JobState::Running {
                 return impossible(running(&job, now));
             }
@@ -128,6 +149,16 @@ impl Operations {
 
 fn find_job(rows: &dyn Read, id: Id) -> OperationDone<JobRow> {
     rows.job_by_id(id)?.ok_or_else(|| OperationError::NotFound(format!("there is no job {id}")))
+}
+
+/// Finds a job that was chosen by its state. Between the choice and this transaction, a daemon or another person may
+/// have changed the job, and the choice no longer covers it.
+fn find_chosen(rows: &dyn Read, id: Id, state: Option<JobState>) -> OperationDone<JobRow> {
+    let job = find_job(rows, id)?;
+    match state.filter(|state| *state != job.state) {
+        Some(state) => Err(OperationError::Moved(state, job.state)),
+        None => Ok(job),
+    }
 }
 
 /// Returns the reason why a running job is left alone.

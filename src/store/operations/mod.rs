@@ -20,6 +20,7 @@ use super::encryption::Encryptor;
 use super::rows::{AuditEntry, Backend, Read, Write};
 use super::sqlite::Sqlite;
 use super::{Store, StoreError, StoreOptions};
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::time::Clock;
 
 pub use backup::{Restored, backup, restore};
@@ -38,6 +39,9 @@ pub enum OperationError {
     /// The operation is not possible in the present state.
     #[error("{0}")]
     Impossible(String),
+    /// The job has left the state for which it was chosen.
+    #[error("the job is no longer {}: it is {}", .0.as_str(), .1.as_str())]
+    Moved(JobState, JobState),
 }
 
 pub(super) type OperationDone<T> = Result<T, OperationError>;

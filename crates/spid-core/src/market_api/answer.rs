@@ -19,7 +19,8 @@ pub enum ErrorClass {
     InProgress,
     /// The clock of this machine differs by more than 15 minutes.
     Clock,
-    /// The nonce was used before, so the request needs a new one.
+    /// The nonce was used before. A nonce is random, so a copy of this request arrived earlier and may have been carried
+    /// out: a proxy on the way may have sent it again.
     Nonce,
     /// The access key or its signature is wrong.
     Credentials,
@@ -82,7 +83,7 @@ impl ErrorClass {
 
     /// Returns true if the request may have been carried out although it failed.
     pub const fn may_be_applied(self) -> bool {
-        matches!(self, ErrorClass::Unavailable | ErrorClass::InProgress)
+        matches!(self, ErrorClass::Unavailable | ErrorClass::InProgress | ErrorClass::Nonce)
     }
 
     /// Returns the advice for a person, if there is one.
@@ -135,7 +136,8 @@ impl ErrorClass {
             _ if code.starts_with("Forbidden.") => ErrorClass::Permission,
             _ if code.starts_with("Invalid") || code.starts_with("Missing") => ErrorClass::Invalid,
             _ if status == 429 => ErrorClass::Throttled,
-            _ if status >= 500 => ErrorClass::Unavailable,
+            // 408: a proxy has waited too long.
+            _ if status >= 500 || status == 408 => ErrorClass::Unavailable,
             // A success status with a body that says otherwise: it is not known what was done.
             _ if status < 300 => ErrorClass::Unavailable,
             _ => ErrorClass::Invalid,
@@ -186,8 +188,8 @@ const MESSAGE_MAX_CHARS: usize = 300;
 
 /// Reads an answer: the document of a success, or the failure.
 ///
-/// `retry_after` is the header `x-acs-retry-after`, in milliseconds. A failure with it is [`ErrorClass::Throttled`],
-/// unless its code says something else.
+/// `retry_after` is the header `x-acs-retry-after`, in milliseconds. A failure with it that would be
+/// [`ErrorClass::Invalid`] is [`ErrorClass::Throttled`], unless its code says something else.
 ///
 /// # Errors
 /// Fails if the API says so by its status, or by `Success: false` in an answer with status 200; and if a success is no
@@ -242,14 +244,13 @@ fn says_failure(document: &Json) -> bool {
 fn failure(status: u16, retry_after: Option<&str>, document: &Json) -> ApiError {
     let text = |name: &str| member(document, name).and_then(Json::to_text).filter(|text| !text.is_empty());
     let code = text("Code").unwrap_or_default();
-    let message: String = text("Message").unwrap_or_default().chars().take(MESSAGE_MAX_CHARS).collect();
+    let message = text("Message").unwrap_or_default();
+    let message: String = without_echo(&code, &message).chars().take(MESSAGE_MAX_CHARS).collect();
     let retry_after_ms = retry_after.and_then(|text| text.trim().parse().ok()).filter(|ms| *ms > 0);
     let mut class = ErrorClass::of(&code, status);
-    // The vendor's SDK turns every error with this header into throttling.
-    if retry_after_ms.is_some()
-        && matches!(class, ErrorClass::Invalid | ErrorClass::Unavailable)
-        && !is_named(&code)
-    {
+    // The vendor's SDK turns every error with this header into throttling. A failure of the service stays one, because
+    // the request may have been carried out.
+    if retry_after_ms.is_some() && class == ErrorClass::Invalid && !is_named(&code) {
         class = ErrorClass::Throttled;
     }
     ApiError {
@@ -264,7 +265,15 @@ fn failure(status: u16, retry_after: Option<&str>, document: &Json) -> ApiError 
 
 /// Returns true if a source names the meaning of this code.
 fn is_named(code: &str) -> bool {
-    code.starts_with("Invalid") || code.starts_with("Missing") || code == "UnknownError"
+    code.starts_with("Invalid") || code.starts_with("Missing")
+}
+
+/// Leaves out the request that the gateway quotes if a signature is wrong: it holds session tokens and licence codes.
+fn without_echo<'m>(code: &str, message: &'m str) -> &'m str {
+    match message.find("server").or_else(|| message.find("Server")) {
+        Some(at) if code.contains("Signature") => message.get(..at).unwrap_or_default().trim_end(),
+        _ => message,
+    }
 }
 
 #[cfg(test)]
@@ -314,6 +323,7 @@ mod tests {
             (500, "Permission.Denied", ErrorClass::Permission),
             (400, "DuplicateClientToken", ErrorClass::InProgress),
             (502, "", ErrorClass::Unavailable),
+            (408, "", ErrorClass::Unavailable),
             (400, "SomethingNew", ErrorClass::Invalid),
             (429, "SomethingNew", ErrorClass::Throttled),
             (500, "SomethingNew", ErrorClass::Unavailable),
@@ -327,9 +337,9 @@ mod tests {
 
     /// Metering: which failures of a push were not applied decides whether it may be sent again.
     #[test]
-    fn only_a_failure_of_the_service_leaves_it_open_if_a_request_was_carried_out() {
+    fn only_a_failure_of_the_service_or_a_copy_leaves_it_open_if_a_request_was_carried_out() {
         for class in ErrorClass::ALL {
-            let open = matches!(class, ErrorClass::Unavailable | ErrorClass::InProgress);
+            let open = matches!(class, ErrorClass::Unavailable | ErrorClass::InProgress | ErrorClass::Nonce);
             assert_eq!(class.may_be_applied(), open, "{class:?}");
         }
     }
@@ -358,6 +368,24 @@ mod tests {
         }
         let named = read_answer(400, Some("1500"), br#"{"Code":"InvalidParameter"}"#).unwrap_err();
         assert_eq!(named.class, ErrorClass::Invalid);
+        // A wait does not undo what a failing service may have done.
+        for (status, body) in [(500, r#"{"Code":"InternalError"}"#), (503, "<html>"), (200, "<html>")] {
+            let failed = read_answer(status, Some("1500"), body.as_bytes()).unwrap_err();
+            assert!(failed.class.may_be_applied(), "{status} {body}");
+            assert_eq!(failed.retry_after_ms, Some(1500));
+        }
+    }
+
+    /// The gateway quotes the whole request, with the session token and the parameters.
+    #[test]
+    fn a_wrong_signature_does_not_show_the_request() {
+        let message = "Specified signature does not match our calculation. server StringToSign is [ACS3-HMAC-SHA256\\nab] server CanonicalRequest is [POST\\n/\\nLicenseCode=FAKECODE\\nx-acs-security-token:fake-token]";
+        for code in ["SignatureDoesNotMatch", "IncompleteSignature"] {
+            let found = error(400, &format!(r#"{{"Code":"{code}","Message":"{message}"}}"#));
+            assert_eq!(found.message, "Specified signature does not match our calculation.");
+            let shown = format!("{found} {found:?}");
+            assert!(!shown.contains("FAKECODE") && !shown.contains("fake-token"), "{shown}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use jiff::{Timestamp, tz};
 use spid_hook::Secret;
 use spid_hook::json::Json;
 
-use super::answer::{flag, member};
+use super::answer::{ApiError, flag, member};
 use crate::query::Pair;
 
 /// Place of the parameters of an operation.
@@ -84,6 +84,8 @@ impl Operation {
 
 const MARKET: &str = "2015-11-01";
 const INTERNATIONAL: &str = "2022-12-30";
+/// The only parameter that is a secret.
+const LICENSE_CODE: &str = "LicenseCode";
 
 const fn read(action: &'static str, version: &'static str) -> Operation {
     Operation {
@@ -147,14 +149,24 @@ impl ApiCall {
         ApiCall { operation, parameters }
     }
 
+    /// Returns a failure of this call without the licence code, which a message of the vendor may repeat.
+    pub fn masked(&self, mut error: ApiError) -> ApiError {
+        for (name, value) in &self.parameters {
+            if name == LICENSE_CODE && !value.is_empty() {
+                error.message = error.message.replace(value.as_str(), "***");
+            }
+        }
+        error
+    }
+
     /// Asks about a licence code.
     pub fn describe_license(code: &Secret) -> ApiCall {
-        ApiCall::new(&DESCRIBE_LICENSE, &[("LicenseCode", code.expose())])
+        ApiCall::new(&DESCRIBE_LICENSE, &[(LICENSE_CODE, code.expose())])
     }
 
     /// Activates a licence code for a buyer's account.
     pub fn activate_license(code: &Secret, buyer: &str) -> ApiCall {
-        ApiCall::new(&ACTIVATE_LICENSE, &[("Identification", buyer), ("LicenseCode", code.expose())])
+        ApiCall::new(&ACTIVATE_LICENSE, &[("Identification", buyer), (LICENSE_CODE, code.expose())])
     }
 
     /// Asks for a page of the notifications that the marketplace has given up sending; the first page is 1.
