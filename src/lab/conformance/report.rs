@@ -122,7 +122,7 @@ fn write_markdown(report: &SelfTestReport, text: &mut String) -> fmt::Result {
     writeln!(text, "## What the marketplace's self-test asks\n")?;
     writeln!(text, "| | asked | result |\n|---|---|---|")?;
     for (aspect, asked, _) in ASKED {
-        writeln!(text, "| {} | {asked} | {} |", aspect.title(), summary(report, aspect).1)?;
+        writeln!(text, "| {} | {asked} | {} |", aspect.as_str(), summary(report, aspect).1)?;
     }
     writeln!(text, "\nCheck by hand:\n")?;
     for (_, _, by_hand) in ASKED {
@@ -150,7 +150,7 @@ fn write_markdown_cases(report: &SelfTestReport, aspect: Aspect, text: &mut Stri
     writeln!(
         text,
         "\n## {}\n\n| case | level | result | rule | found |\n|---|---|---|---|---|",
-        aspect.title()
+        aspect.as_str()
     )?;
     for case in cases {
         let CaseReport { id, level, rule, .. } = case;
@@ -280,7 +280,7 @@ fn write_html_asked(report: &SelfTestReport, page: &mut String) -> fmt::Result {
     page.push_str("<h2>What the marketplace's self-test asks</h2>\n<table>");
     for (aspect, asked, _) in ASKED {
         let (verdict, said) = summary(report, aspect);
-        let (title, class) = (aspect.title(), class_of(verdict));
+        let (title, class) = (aspect.as_str(), class_of(verdict));
         write!(page, "<tr><th>{title}</th><td>{asked}</td><td class=\"{class}\">{said}</td></tr>")?;
     }
     page.push_str("</table>\n<h2>Check by hand</h2>\n<ul class=\"check\">");
@@ -294,7 +294,7 @@ fn write_html_cases(report: &SelfTestReport, aspect: Aspect, page: &mut String) 
     if cases.peek().is_none() {
         return Ok(());
     }
-    writeln!(page, "<h2>{}</h2>", aspect.title())?;
+    writeln!(page, "<h2>{}</h2>", aspect.as_str())?;
     cases.try_for_each(|case| write_html_case(case, page))
 }
 
@@ -443,7 +443,7 @@ mod tests {
                 && text.contains("**1 of 3 cases passed, 1 failed, 1 not judged**")
         );
         for (aspect, ..) in ASKED {
-            assert!(html(&report()).contains(&format!("<th>{}</th>", aspect.title())));
+            assert!(html(&report()).contains(&format!("<th>{}</th>", aspect.as_str())));
         }
     }
 }

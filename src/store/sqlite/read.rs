@@ -9,7 +9,7 @@ use rusqlite::{Row, params, params_from_iter};
 use super::Sqlite;
 use super::codes::{
     CANCELLED, DONE, HELD, JOB_REFUSED, PAYMENT, QUERY, QUEUED, RECORDED, REFUSED, RELEASED, RUNNING,
-    SIGN_ON, STATES, WITH_JOB,
+    SIGN_ON, WITH_JOB,
 };
 use crate::observe::limits;
 use crate::store::StoreError;
@@ -127,7 +127,7 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     let instance = Instance {
         id: columns.next()?,
         order_biz_id: columns.next()?,
-        state: columns.one_of(&STATES)?,
+        state: columns.one_of(&State::ALL)?,
         account: columns.next()?,
         endpoint: columns.next()?,
         buyer: columns.next()?,
@@ -718,7 +718,7 @@ impl Read for Sqlite {
     fn totals(&self) -> Result<Totals> {
         let mut totals = Totals::default();
         for (state, count) in self.counts("SELECT state, count(*) FROM instance GROUP BY state")? {
-            let state = at_position(&STATES, state).map_or(UNKNOWN_STATE, State::as_str);
+            let state = at_position(&State::ALL, state).map_or(UNKNOWN_STATE, State::as_str);
             *totals.instances.entry(state).or_default() += count;
         }
         // Jobs that have not ended, and jobs in a state that this spid does not know.
