@@ -337,8 +337,7 @@ impl<'d> Reader<'d> {
     }
 
     fn state(&mut self, item: Item<'d>, name: &str) -> Option<Option<State>> {
-        let states = [State::Pending, State::Active, State::Frozen, State::Released];
-        let mut known: Vec<_> = states.map(|state| (state.as_str(), Some(state))).to_vec();
+        let mut known: Vec<_> = State::ALL.map(|state| (state.as_str(), Some(state))).to_vec();
         known.push(("none", None));
         self.word(item, name, "state", &known)
     }

@@ -84,18 +84,11 @@ fn active(instance: &Instance, now: Timestamp, overrun_ms: i64) -> Entitlement {
         return Entitlement { reason, grace_until: None, changes_at: Some(ends_at) };
     }
     let grace_until = plus_millis(ends_at, overrun_ms);
-    match now < grace_until {
-        true => Entitlement {
-            reason: EntitlementReason::Overrun,
-            grace_until: Some(grace_until),
-            changes_at: Some(grace_until),
-        },
-        false => Entitlement {
-            reason: EntitlementReason::TermOver,
-            grace_until: Some(grace_until),
-            changes_at: None,
-        },
-    }
+    let (reason, changes_at) = match now < grace_until {
+        true => (EntitlementReason::Overrun, Some(grace_until)),
+        false => (EntitlementReason::TermOver, None),
+    };
+    Entitlement { reason, grace_until: Some(grace_until), changes_at }
 }
 
 /// Returns the actions that are owed to an instance and not carried out, each once, in the order of their first.
