@@ -13,6 +13,7 @@ macro_rules! words {
         $(#[$attribute])*
         $public enum $name { $($(#[$note])* $variant,)+ }
 
+        #[allow(dead_code, reason = "a private enum may need only one direction")]
         impl $name {
             /// All values. Where a value is stored, its index here is the stored number.
             $public const ALL: [$name; [$($word),+].len()] = [$($name::$variant),+];

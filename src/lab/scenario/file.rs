@@ -313,7 +313,7 @@ impl<'d> Reader<'d> {
     fn expect(&mut self, item: Item<'d>, name: &str) -> Option<Expectation> {
         let table = self.table(item, name)?;
         Some(Expectation {
-            status: self.optional(table, "status", Self::status).unwrap_or(200),
+            status: self.optional(table, "status", Self::status),
             headers: self.optional(table, "header", Self::templates).unwrap_or_default(),
             body_contains: self.optional(table, "body_contains", Self::template),
             json: self.optional(table, "json", Self::json),
