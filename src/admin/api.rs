@@ -204,8 +204,7 @@ async fn instances(admin: &Admin, target: &Target) -> Answered {
 async fn jobs(admin: &Admin, target: &Target) -> Answered {
     target.only(&["state", "before", "limit"])?;
     let state = target.get("state").map(|word| {
-        let known = schedule::JobState::ALL.into_iter().find(|state| state.as_str() == word);
-        known.ok_or_else(|| {
+        schedule::JobState::from_word(word).ok_or_else(|| {
             let words = schedule::JobState::ALL.map(schedule::JobState::as_str).join(", ");
             Fault::new(400, format!("`{word}` is not a job state; use {words}"))
         })

@@ -26,11 +26,7 @@ pub(super) fn action() -> impl TypedValueParser<Value = Action> {
 }
 
 pub(super) fn job_state() -> impl TypedValueParser<Value = JobState> {
-    one_of(JobState::ALL.map(JobState::as_str), job_state_named)
-}
-
-fn job_state_named(word: &str) -> Option<JobState> {
-    JobState::ALL.into_iter().find(|state| state.as_str() == word)
+    one_of(JobState::ALL.map(JobState::as_str), JobState::from_word)
 }
 
 pub(super) fn instance_state() -> impl TypedValueParser<Value = State> {

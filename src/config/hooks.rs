@@ -105,7 +105,7 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<InProcess>, endpoints:
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // Collect before checking, so that the mistakes of all routes are reported.
     let routes: Vec<Option<Route>> =
-        root.tables("route", false).iter().map(|table| route(table, &names, endpoints)).collect();
+        root.tables("route", false).iter().map(|table| checked_route(table, &names, endpoints)).collect();
     // A hook with a mistake is missing in the list. The mistake is reported already, so do not build a runner.
     let complete = hooks.len() == names.len();
     let routes = routes.into_iter().collect::<Option<Vec<Route>>>()?;
@@ -116,17 +116,23 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<InProcess>, endpoints:
     Runner::new(hooks, routes).map_err(wrong).ok()
 }
 
-fn route(table: &Table<'_>, hooks: &[&str], endpoints: &[&str]) -> Option<Route> {
-    let hook = table.required("hook").unwrap_or_default();
+/// Reads a route without checking its names.
+pub(super) fn route(table: &Table<'_>) -> Route {
+    let (endpoint, product) = (table.text("endpoint"), table.text("product"));
+    let (sku, buyer) = (table.text("sku"), table.text("buyer"));
+    Route { endpoint, product, sku, buyer, hook: table.required("hook").unwrap_or_default() }
+}
+
+fn checked_route(table: &Table<'_>, hooks: &[&str], endpoints: &[&str]) -> Option<Route> {
+    let route = route(table);
+    let hook = &route.hook;
     if !hook.is_empty() && !hooks.contains(&hook.as_str()) {
-        table.mistake("hook", format!("there is no hook `{hook}`; {}", unknown(&hook, hooks)));
+        table.mistake("hook", format!("there is no hook `{hook}`; {}", unknown(hook, hooks)));
     }
-    let endpoint = table.text("endpoint");
-    if let Some(name) = endpoint.as_deref().filter(|name| !endpoints.contains(name)) {
+    if let Some(name) = route.endpoint.as_deref().filter(|name| !endpoints.contains(name)) {
         table.mistake("endpoint", format!("there is no endpoint `{name}`; {}", unknown(name, endpoints)));
     }
-    let (product, sku, buyer) = (table.text("product"), table.text("sku"), table.text("buyer"));
-    hooks.contains(&hook.as_str()).then_some(Route { endpoint, product, sku, buyer, hook })
+    hooks.contains(&hook.as_str()).then_some(route)
 }
 
 fn hook(table: &Table<'_>, name: &str, inside: &mut Option<InProcess>) -> Option<NamedHook> {

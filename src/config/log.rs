@@ -4,26 +4,15 @@ use tracing::level_filters::LevelFilter;
 
 use super::reader::Table;
 
-/// Format of the log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text for people.
-    #[default]
-    Text,
-    /// JSON for programs: one object per line.
-    Json,
-}
-
-impl LogFormat {
-    /// All formats.
-    pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
-
-    /// Name of the format in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        }
+spid_hook::words! {
+    /// Format of the log.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub enum LogFormat {
+        /// Text for people.
+        #[default]
+        Text = "text",
+        /// JSON for programs: one object per line.
+        Json = "json",
     }
 }
 

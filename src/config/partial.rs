@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::endpoints::{self, Endpoints};
-use super::hooks::IN_PROCESS;
-use super::reader::{Reader, unknown};
+use super::endpoints;
+use super::hooks::{IN_PROCESS, route};
+use super::reader::{Reader, Table, unknown};
 use super::server::address;
 use super::{DEFAULT_LISTEN, Environment, Mistakes, millis, policy, store, text_of};
 use crate::hooks::runner::Route;
@@ -15,25 +15,35 @@ use crate::serve::intake::Endpoint;
 use crate::store::StoreOptions;
 use spid_hook::Subject;
 
+/// Reads a part of a configuration. Mistakes of other keys than those that `concerns` names do not matter, and neither
+/// do keys that are not read.
+fn part<T>(
+    path: &Path,
+    environment: &dyn Environment,
+    concerns: fn(&str) -> bool,
+    read: impl FnOnce(&Table<'_>) -> T,
+) -> Result<T, Mistakes> {
+    let text = text_of(path)?;
+    let source = path.display().to_string();
+    let reader = Reader::new(&text, &source, environment, &[])?;
+    let part = read(&reader.root());
+    let mut mistakes = reader.finish().mistakes;
+    mistakes.retain(|mistake| concerns(&mistake.key));
+    if mistakes.is_empty() { Ok(part) } else { Err(Mistakes { source, mistakes }) }
+}
+
 /// Reads only the database and the store's options from a configuration. Commands that only use the store can run
 /// without permission to read the keys.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read, is not a configuration, or has a mistake about the store.
 pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let reader = Reader::new(&text, &source, environment, &[])?;
-    let root = reader.root();
-    let (database, sealing_keys) = store(&root.table("store"));
-    let secrets_window_ms = millis(policy(&root.table("policy")).secrets_window);
-    let mut mistakes = reader.finish().mistakes;
-    // Only the store is read here, so mistakes elsewhere do not matter, like unknown tables.
-    mistakes.retain(|mistake| mistake.key.starts_with("store") || mistake.key == "policy.secrets_window");
-    if mistakes.is_empty() {
-        return Ok((database, StoreOptions { sealing_keys, secrets_window_ms, ..StoreOptions::default() }));
-    }
-    Err(Mistakes { source, mistakes })
+    let concerns = |key: &str| key.starts_with("store") || key == "policy.secrets_window";
+    part(path, environment, concerns, |root| {
+        let (database, sealing_keys) = store(&root.table("store"));
+        let secrets_window_ms = millis(policy(&root.table("policy")).secrets_window);
+        (database, StoreOptions { sealing_keys, secrets_window_ms, ..StoreOptions::default() })
+    })
 }
 
 /// Reads only the address of the admin listener from a configuration. A health check can run without permission to
@@ -42,18 +52,23 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
 /// # Errors
 /// Returns an error if the file cannot be read, is not a configuration, or has no admin listener.
 pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr, Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let reader = Reader::new(&text, &source, environment, &[])?;
-    let table = reader.root().table("server");
-    let listen = table.optional("admin_listen", address);
-    if listen.is_none() && !table.has("admin_listen") {
-        table.mistake("admin_listen", "no admin listener is configured: set \"127.0.0.1:8081\", for example");
-    }
-    let mut mistakes = reader.finish().mistakes;
-    // Only this key is read here, so mistakes elsewhere do not matter.
-    mistakes.retain(|mistake| mistake.key == "server.admin_listen");
-    listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
+    part(
+        path,
+        environment,
+        |key| key == "server.admin_listen",
+        |root| {
+            let table = root.table("server");
+            let listen = table.optional("admin_listen", address);
+            if listen.is_none() && !table.has("admin_listen") {
+                table.mistake(
+                    "admin_listen",
+                    "no admin listener is configured: set \"127.0.0.1:8081\", for example",
+                );
+            }
+            // Without an address there is a mistake, and this value is not used.
+            listen.unwrap_or(DEFAULT_LISTEN)
+        },
+    )
 }
 
 /// Reads only the accounts from a configuration: those of endpoints and the retired ones. An import can run without
@@ -62,17 +77,22 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
 /// # Errors
 /// Returns an error if the file cannot be read or is not a configuration.
 pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<String>, Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let reader = Reader::new(&text, &source, environment, &[])?;
-    let root = reader.root();
-    // As in the daemon, the default account is the endpoint's name.
-    let mut accounts = Vec::new();
-    for table in root.tables("endpoint", false) {
-        accounts.extend(table.text("account").or_else(|| table.text("name")));
-    }
-    accounts.extend(root.table("policy").texts("retired_accounts").unwrap_or_default());
-    Ok(accounts)
+    part(
+        path,
+        environment,
+        |_| false,
+        |root| {
+            let mut accounts: Vec<String> =
+                root.tables("endpoint", false).iter().filter_map(account).collect();
+            accounts.extend(root.table("policy").texts("retired_accounts").unwrap_or_default());
+            accounts
+        },
+    )
+}
+
+/// Account of an endpoint. As in the daemon, the default is the endpoint's name.
+fn account(endpoint: &Table<'_>) -> Option<String> {
+    endpoint.text("account").or_else(|| endpoint.text("name"))
 }
 
 /// Reads only the accounts of the endpoints from a configuration, by path. A replay can run without permission to read
@@ -84,16 +104,15 @@ pub fn accounts_by_path(
     path: &Path,
     environment: &dyn Environment,
 ) -> Result<BTreeMap<String, String>, Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let reader = Reader::new(&text, &source, environment, &[])?;
-    let mut accounts = BTreeMap::new();
-    for table in reader.root().tables("endpoint", false) {
-        // As in the daemon, the default account is the endpoint's name.
-        let account = table.text("account").or_else(|| table.text("name"));
-        accounts.extend(table.text("path").zip(account));
-    }
-    Ok(accounts)
+    part(
+        path,
+        environment,
+        |_| false,
+        |root| {
+            let tables = root.tables("endpoint", false);
+            tables.iter().filter_map(|table| table.text("path").zip(account(table))).collect()
+        },
+    )
 }
 
 /// Routes of a configuration, without the hooks that they lead to.
@@ -137,29 +156,24 @@ pub fn routes_of(
     environment: &dyn Environment,
     has_hook_inside: bool,
 ) -> Result<RouteList, Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let reader = Reader::new(&text, &source, environment, &[])?;
-    let root = reader.root();
-    let tables = root.tables("hook", false);
-    let mut hooks = Vec::new();
-    // As in the daemon, the hook inside is the first one unless an entry places it.
-    if has_hook_inside && !tables.iter().any(|table| table.has("in_process")) {
-        hooks.push(IN_PROCESS.to_owned());
-    }
-    hooks.extend(tables.iter().filter_map(|table| table.text("name")));
-    let endpoints = root.tables("endpoint", false).iter().filter_map(|table| table.text("name")).collect();
-    let mut routes = Vec::new();
-    for table in root.tables("route", false) {
-        routes.push(Route {
-            endpoint: table.text("endpoint"),
-            product: table.text("product"),
-            sku: table.text("sku"),
-            buyer: table.text("buyer"),
-            hook: table.text("hook").unwrap_or_default(),
-        });
-    }
-    Ok(RouteList { endpoints, hooks, routes })
+    part(
+        path,
+        environment,
+        |_| false,
+        |root| {
+            let tables = root.tables("hook", false);
+            let mut hooks = Vec::new();
+            // As in the daemon, the hook inside is the first one unless an entry places it.
+            if has_hook_inside && !tables.iter().any(|table| table.has("in_process")) {
+                hooks.push(IN_PROCESS.to_owned());
+            }
+            hooks.extend(tables.iter().filter_map(|table| table.text("name")));
+            let endpoints = root.tables("endpoint", false);
+            let endpoints = endpoints.iter().filter_map(|table| table.text("name")).collect();
+            let routes = root.tables("route", false).iter().map(route).collect();
+            RouteList { endpoints, hooks, routes }
+        },
+    )
 }
 
 /// Keys, dialect and address of an endpoint, for a caller of it.
@@ -179,22 +193,15 @@ pub struct EndpointAccess {
 /// # Errors
 /// Returns an error if the file cannot be read, is not a configuration, or has a mistake about them.
 pub fn endpoints_of(path: &Path, environment: &dyn Environment) -> Result<Vec<EndpointAccess>, Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let reader = Reader::new(&text, &source, environment, &[])?;
-    let root = reader.root();
-    let server = root.table("server");
-    let listen = server.value("listen", DEFAULT_LISTEN, address);
-    let is_tls = server.has("tls");
-    let Endpoints { sound, .. } = endpoints::endpoints(&root, listen);
-    let mut mistakes = reader.finish().mistakes;
-    mistakes.retain(|mistake| mistake.key.starts_with("endpoint") || mistake.key == "server.listen");
-    if !mistakes.is_empty() {
-        return Err(Mistakes { source, mistakes });
-    }
-    let mut found = Vec::new();
-    for (path, endpoint) in sound {
-        found.push(EndpointAccess { endpoint, path, listen, is_tls });
-    }
-    Ok(found)
+    let concerns = |key: &str| key.starts_with("endpoint") || key == "server.listen";
+    part(path, environment, concerns, |root| {
+        let server = root.table("server");
+        let listen = server.value("listen", DEFAULT_LISTEN, address);
+        let is_tls = server.has("tls");
+        let mut found = Vec::new();
+        for (path, endpoint) in endpoints::endpoints(root, listen).sound {
+            found.push(EndpointAccess { endpoint, path, listen, is_tls });
+        }
+        found
+    })
 }

@@ -6,26 +6,17 @@ use serde::Serialize;
 
 use spid_hook::text::is_plain;
 
-/// Result of one test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The rule holds.
-    Passed,
-    /// The rule does not hold.
-    Failed,
-    /// A test before it has failed, so it says nothing.
-    NotJudged,
-}
-
-impl Verdict {
-    /// Word in reports.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Passed => "passed",
-            Verdict::Failed => "failed",
-            Verdict::NotJudged => "not judged",
-        }
+spid_hook::words! {
+    /// Result of one test.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Verdict {
+        /// The rule holds.
+        Passed = "passed",
+        /// The rule does not hold.
+        Failed = "failed",
+        /// A test before it has failed, so it says nothing.
+        NotJudged = "not judged",
     }
 }
 

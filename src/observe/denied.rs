@@ -58,7 +58,7 @@ pub struct Evidence {
 }
 
 /// A denied request, as it is shown. It may hold personal data, so it must not be logged.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub struct Shown {
     /// Time of the request.
     pub at: Timestamp,
@@ -130,14 +130,8 @@ impl Lane {
 
 /// A denied request in memory.
 struct Entry {
-    at: Timestamp,
-    endpoint: Arc<str>,
-    peer: SocketAddr,
-    client: IpAddr,
-    method: String,
-    reason: &'static str,
-    message: String,
-    not_kept_before: u64,
+    /// The request, without its base and explanation.
+    shown: Shown,
     base: Option<Base>,
 }
 
@@ -206,18 +200,21 @@ impl DeniedRequests {
 
 impl Entry {
     fn new(facts: Facts<'_>, at: Timestamp, not_kept_before: u64, base: Option<Base>) -> Entry {
-        Entry {
+        let shown = Shown {
             at,
-            endpoint: facts.endpoint.clone(),
+            endpoint: facts.endpoint.to_string(),
             peer: facts.peer,
             client: facts.client,
             // The caller chooses the method, so bound its length.
             method: facts.method.chars().take(16).collect(),
             reason: facts.refusal.reason(),
             message: cut(facts.refusal.to_string(), limits::REASON_MAX_BYTES),
+            explanation: None,
+            base: None,
+            base_cut: false,
             not_kept_before,
-            base,
-        }
+        };
+        Entry { shown, base }
     }
 
     fn show(&self) -> Shown {
@@ -228,19 +225,7 @@ impl Entry {
             Some(Base::Beginning(text)) => (Some(text.clone()), None, true),
             None => (None, None, false),
         };
-        Shown {
-            at: self.at,
-            endpoint: self.endpoint.to_string(),
-            peer: self.peer,
-            client: self.client,
-            method: self.method.clone(),
-            reason: self.reason,
-            message: self.message.clone(),
-            explanation,
-            base,
-            base_cut,
-            not_kept_before: self.not_kept_before,
-        }
+        Shown { explanation, base, base_cut, ..self.shown.clone() }
     }
 }
 

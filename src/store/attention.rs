@@ -20,60 +20,38 @@ use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
 use spid_hook::time::plus_millis;
 
-/// Reason why a callback or a job needs a person.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AttentionReason {
-    /// A callback or a job waits for a decision.
-    Held,
-    /// A job has used up its retry schedule.
-    Dead,
-    /// A person has to finish the job, or it has been tried without success for long.
-    Pending,
-    /// The hook or a rule refused an order of a buyer.
-    Refused,
-    /// The callback is about an instance that was never created or imported here.
-    UnknownInstance,
-    /// A later callback ended the job before it ran, though it was paid for.
-    Superseded,
-    /// The job is done, and the marketplace has not called again for the result.
-    Unreported,
-    /// The marketplace has used up half of its deliveries.
-    Deliveries,
-    /// A purchase was repeated with other values. No hook ran for these values.
-    OtherValues,
-    /// The row of an instance cannot be read. Requests for the instance are answered "try again".
-    Unreadable,
+spid_hook::words! {
+    /// Reason why a callback or a job needs a person.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum AttentionReason {
+        /// A callback or a job waits for a decision.
+        Held = "held",
+        /// A job has used up its retry schedule.
+        Dead = "dead",
+        /// A person has to finish the job, or it has been tried without success for long.
+        Pending = "pending",
+        /// The hook or a rule refused an order of a buyer.
+        Refused = "refused",
+        /// The callback is about an instance that was never created or imported here.
+        UnknownInstance = "unknown-instance",
+        /// A later callback ended the job before it ran, though it was paid for.
+        Superseded = "superseded",
+        /// The job is done, and the marketplace has not called again for the result.
+        Unreported = "unreported",
+        /// The marketplace has used up half of its deliveries.
+        Deliveries = "deliveries",
+        /// A purchase was repeated with other values. No hook ran for these values.
+        OtherValues = "other-values",
+        /// The row of an instance cannot be read. Requests for the instance are answered "try again".
+        Unreadable = "unreadable",
+    }
 }
 
 impl AttentionReason {
-    /// Reasons that [`Reader::attention_counts`] counts: all but [`AttentionReason::Unreadable`].
-    pub const COUNTED: [AttentionReason; 9] = [
-        AttentionReason::Held,
-        AttentionReason::Dead,
-        AttentionReason::Pending,
-        AttentionReason::Refused,
-        AttentionReason::UnknownInstance,
-        AttentionReason::Superseded,
-        AttentionReason::Unreported,
-        AttentionReason::Deliveries,
-        AttentionReason::OtherValues,
-    ];
-
-    /// Returns the word for the reason in JSON, in metrics and in lists.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            AttentionReason::Held => "held",
-            AttentionReason::Dead => "dead",
-            AttentionReason::Pending => "pending",
-            AttentionReason::Refused => "refused",
-            AttentionReason::UnknownInstance => "unknown-instance",
-            AttentionReason::Superseded => "superseded",
-            AttentionReason::Unreported => "unreported",
-            AttentionReason::Deliveries => "deliveries",
-            AttentionReason::OtherValues => "other-values",
-            AttentionReason::Unreadable => "unreadable",
-        }
+    /// Reasons that [`Reader::attention_counts`] counts.
+    fn counted() -> impl Iterator<Item = AttentionReason> {
+        AttentionReason::ALL.into_iter().filter(|reason| *reason != AttentionReason::Unreadable)
     }
 
     /// Returns true if only a solution takes the item off the list. Such an item cannot be dismissed.
@@ -172,14 +150,14 @@ impl Reader {
         Ok(Attention { items, left_out })
     }
 
-    /// Returns the number of items by reason. Every reason in [`AttentionReason::COUNTED`] has an entry, also with 0.
+    /// Returns the number of items by reason. Every reason but [`AttentionReason::Unreadable`] has an entry, also with 0.
     ///
     /// Unreadable instances are not counted: a scrape of the metrics must not read every instance.
     ///
     /// # Errors
     /// Fails if the database cannot be read.
     pub fn attention_counts(&self, now: Timestamp) -> Result<BTreeMap<AttentionReason, u64>, StoreError> {
-        let mut counts: BTreeMap<_, u64> = AttentionReason::COUNTED.map(|reason| (reason, 0)).into();
+        let mut counts: BTreeMap<_, u64> = AttentionReason::counted().map(|reason| (reason, 0)).collect();
         for found in self.in_need(now)? {
             *counts.entry(found.reason).or_default() += 1;
         }

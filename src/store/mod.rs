@@ -161,6 +161,11 @@ impl rows::CommittedRows for TemporaryRows {
 
 type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
+fn add_count(counts: &mut Counts, callback: i64, count: u64, last: Timestamp) {
+    let entry = counts.entry(callback).or_insert((0, last));
+    *entry = (entry.0 + count, entry.1.max(last));
+}
+
 struct Inner {
     // Field order matters: close the readers before the queue, because closing the queue ends the writer. The writer's
     // connection must be the last one, because the last connection to close checkpoints the write-ahead log.
@@ -456,8 +461,7 @@ impl Store {
         if counts.len() >= limits::COUNTS_PENDING_MAX_COUNT && !counts.contains_key(&callback) {
             return false;
         }
-        let entry = counts.entry(callback).or_insert((0, now));
-        *entry = (entry.0 + 1, entry.1.max(now));
+        add_count(&mut counts, callback, 1, now);
         true
     }
 
@@ -520,8 +524,7 @@ impl Store {
     fn count_again(&self, counts: Counts) {
         let mut pending = self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, (count, last)) in counts {
-            let entry = pending.entry(number).or_insert((0, last));
-            *entry = (entry.0 + count, entry.1.max(last));
+            add_count(&mut pending, number, count, last);
         }
     }
 

@@ -67,32 +67,19 @@ impl InstanceRow {
     }
 }
 
-/// Decision about a callback.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Disposition {
-    /// The callback has a job.
-    Job,
-    /// The callback waits for an operator.
-    Held,
-    /// The callback was refused.
-    Refused,
-    /// The callback needed no job.
-    Recorded,
-}
-
-impl Disposition {
-    pub(crate) const ALL: [Disposition; 4] =
-        [Disposition::Job, Disposition::Held, Disposition::Refused, Disposition::Recorded];
-
-    /// Returns the word for the decision in JSON, in logs and in lists.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Disposition::Job => "job",
-            Disposition::Held => "held",
-            Disposition::Refused => "refused",
-            Disposition::Recorded => "recorded",
-        }
+spid_hook::words! {
+    /// Decision about a callback.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Disposition {
+        /// The callback has a job.
+        Job = "job",
+        /// The callback waits for an operator.
+        Held = "held",
+        /// The callback was refused.
+        Refused = "refused",
+        /// The callback needed no job.
+        Recorded = "recorded",
     }
 }
 

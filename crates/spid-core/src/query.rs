@@ -25,36 +25,27 @@ use crate::limits::{PARAMETER_NAME_MAX_BYTES, PARAMETER_VALUE_MAX_BYTES, PARAMET
 /// A decoded name and its decoded value.
 pub type Pair = (String, String);
 
-/// Rule for query strings and forms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// `%` without two hex digits behind it.
-    BadEncoding,
-    /// Decoded bytes that are not UTF-8.
-    NotUtf8,
-    /// NUL byte. Many programs ignore the text behind it.
-    Nul,
-    /// Name that is empty, or contains `&` or `=`.
-    BadName,
-    /// Name that is given twice, in one part or in both.
-    DuplicateParameter,
-    /// More parameters than [`PARAMETERS_MAX_COUNT`].
-    TooManyParameters,
-    /// Name longer than [`PARAMETER_NAME_MAX_BYTES`].
-    NameTooLong,
-    /// Value longer than [`PARAMETER_VALUE_MAX_BYTES`].
-    ValueTooLong,
-}
-
-spid_hook::words! { Rule:
-    BadEncoding => "bad-encoding",
-    NotUtf8 => "not-utf8",
-    Nul => "nul",
-    BadName => "bad-name",
-    DuplicateParameter => "duplicate-parameter",
-    TooManyParameters => "too-many-parameters",
-    NameTooLong => "name-too-long",
-    ValueTooLong => "value-too-long",
+spid_hook::words! {
+    /// Rule for query strings and forms.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum Rule {
+        /// `%` without two hex digits behind it.
+        BadEncoding = "bad-encoding",
+        /// Decoded bytes that are not UTF-8.
+        NotUtf8 = "not-utf8",
+        /// NUL byte. Many programs ignore the text behind it.
+        Nul = "nul",
+        /// Name that is empty, or contains `&` or `=`.
+        BadName = "bad-name",
+        /// Name that is given twice, in one part or in both.
+        DuplicateParameter = "duplicate-parameter",
+        /// More parameters than [`PARAMETERS_MAX_COUNT`].
+        TooManyParameters = "too-many-parameters",
+        /// Name longer than [`PARAMETER_NAME_MAX_BYTES`].
+        NameTooLong = "name-too-long",
+        /// Value longer than [`PARAMETER_VALUE_MAX_BYTES`].
+        ValueTooLong = "value-too-long",
+    }
 }
 
 impl Rule {
@@ -76,18 +67,15 @@ impl Rule {
     }
 }
 
-/// Part of a request that contains a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// Query string.
-    Query,
-    /// Form in the body.
-    Form,
-}
-
-spid_hook::words! { Part:
-    Query => "query",
-    Form => "form",
+spid_hook::words! {
+    /// Part of a request that contains a parameter.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Part {
+        /// Query string.
+        Query = "query",
+        /// Form in the body.
+        Form = "form",
+    }
 }
 
 /// Position in a request.

@@ -97,36 +97,24 @@ macro_rules! application {
 application!(Provisioned);
 application!(Updated);
 
-/// Plain value of the machine, for products that sell one. Logins have their own methods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostField {
-    /// The machine's name.
-    Name,
-    /// The machine's public address.
-    Ip,
-    /// The machine's address inside the cloud's network.
-    InnerIp,
-    /// The name that a domain must point to.
-    Cname,
-    /// Temporary domain, until the buyer has one.
-    TempDomain,
-    /// The machine's region.
-    Region,
-    /// Information that the buyer needs for the ICP filing of a site in China.
-    BeianInfo,
-}
-
-impl HostField {
-    const fn as_str(self) -> &'static str {
-        match self {
-            HostField::Name => "name",
-            HostField::Ip => "ip",
-            HostField::InnerIp => "inner_ip",
-            HostField::Cname => "cname",
-            HostField::TempDomain => "temp_domain",
-            HostField::Region => "region",
-            HostField::BeianInfo => "beian_info",
-        }
+crate::words! {
+    /// Plain value of the machine, for products that sell one. Logins have their own methods.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum HostField {
+        /// The machine's name.
+        Name = "name",
+        /// The machine's public address.
+        Ip = "ip",
+        /// The machine's address inside the cloud's network.
+        InnerIp = "inner_ip",
+        /// The name that a domain must point to.
+        Cname = "cname",
+        /// Temporary domain, until the buyer has one.
+        TempDomain = "temp_domain",
+        /// The machine's region.
+        Region = "region",
+        /// Information that the buyer needs for the ICP filing of a site in China.
+        BeianInfo = "beian_info",
     }
 }
 

@@ -10,27 +10,22 @@ use serde::{Deserialize, Serialize};
 use crate::callback::{Action, Callback};
 use crate::{limits, text};
 
-/// State of an instance after the last job that is done. Queued jobs may change it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Bought, but not provisioned yet.
-    #[default]
-    Pending,
-    /// In use.
-    Active,
-    /// Expired or in arrears: data is kept, use is blocked.
-    Frozen,
-    /// Released for good. No action changes it again.
-    Released,
-}
-
-crate::words! { State:
-    Pending => "pending",
-    Active => "active",
-    Frozen => "frozen",
-    Released => "released",
+crate::words! {
+    /// State of an instance after the last job that is done. Queued jobs may change it.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[cfg_attr(feature = "schema", derive(JsonSchema))]
+    #[serde(rename_all = "kebab-case")]
+    pub enum State {
+        /// Bought, but not provisioned yet.
+        #[default]
+        Pending = "pending",
+        /// In use.
+        Active = "active",
+        /// Expired or in arrears: data is kept, use is blocked.
+        Frozen = "frozen",
+        /// Released for good. No action changes it again.
+        Released = "released",
+    }
 }
 
 /// A sold instance, as far as its callbacks are applied.

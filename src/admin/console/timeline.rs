@@ -230,7 +230,7 @@ fn received(row: &CallbackRow, body: &Callback) -> Markup {
         p {
             strong { (row.action) }
             " asked through " (row.endpoint) " · callback " (row.number) " · key " (row.key_label)
-            @if row.disposition != Disposition::Job { " " (badge(word(row.disposition))) }
+            @if row.disposition != Disposition::Job { " " (badge(row.disposition.as_str())) }
         }
         @if let Some(reason) = &row.reason { p class="said" { (reason) } }
         p class="soft" { (deliveries(row)) }
@@ -252,15 +252,6 @@ fn deliveries(row: &CallbackRow) -> String {
     match row.delivery_limit.filter(|_| row.reported_at.is_none()) {
         Some(delivery_limit) => format!("delivered {times} of at most {delivery_limit}, last {last}"),
         None => format!("delivered {times}, last {last}"),
-    }
-}
-
-fn word(disposition: Disposition) -> &'static str {
-    match disposition {
-        Disposition::Job => "job",
-        Disposition::Held => "held",
-        Disposition::Refused => "refused",
-        Disposition::Recorded => "recorded",
     }
 }
 

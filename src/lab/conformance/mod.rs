@@ -51,88 +51,45 @@ pub use token_method::TokenMethod;
 use cases::Check;
 use test_run::{Discovery, SuiteRun, TestRun};
 
-/// Importance of a case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Level {
-    /// Required by the vendor's pages. Without it orders are lost, created twice, or forged.
-    Must,
-    /// Follows from the pages, or one of the two sites needs it. Without it some orders go wrong.
-    Should,
-    /// Requests of an attacker or a broken client, which no page describes.
-    Hardening,
-}
-
-impl Level {
-    /// All levels, the most important first.
-    pub const ALL: [Level; 3] = [Level::Must, Level::Should, Level::Hardening];
-
-    /// Word in reports and on the command line.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Level::Must => "must",
-            Level::Should => "should",
-            Level::Hardening => "hardening",
-        }
+spid_hook::words! {
+    /// Importance of a case.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Level {
+        /// Required by the vendor's pages. Without it orders are lost, created twice, or forged.
+        Must = "must",
+        /// Follows from the pages, or one of the two sites needs it. Without it some orders go wrong.
+        Should = "should",
+        /// Requests of an attacker or a broken client, which no page describes.
+        Hardening = "hardening",
     }
 }
 
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Subject of a case.
-/// The first five are the questions of the vendor's self-test of a product
-/// (help.aliyun.com/zh/marketplace/self-test-saas-commodities).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Aspect {
-    /// Purchase.
-    Purchase,
-    /// Activation: from purchased to usable.
-    Activation,
-    /// Single sign-on: from the buyer's console into the application.
-    SignOn,
-    /// Information that the buyer's console shows about the application.
-    Information,
-    /// Renewal.
-    Renewal,
-    /// All other changes of an instance: upgrade, expiry, release.
-    #[serde(rename = "life")]
-    Lifecycle,
-    /// Token.
-    Signature,
-    /// Requests that no honest client sends.
-    Robustness,
-}
-
-impl Aspect {
-    /// All aspects.
-    pub const ALL: [Aspect; 8] = [
-        Aspect::Purchase,
-        Aspect::Activation,
-        Aspect::SignOn,
-        Aspect::Information,
-        Aspect::Renewal,
-        Aspect::Lifecycle,
-        Aspect::Signature,
-        Aspect::Robustness,
-    ];
-
-    /// Heading in reports.
-    pub const fn title(self) -> &'static str {
-        match self {
-            Aspect::Purchase => "Purchase",
-            Aspect::Activation => "Activation",
-            Aspect::SignOn => "Single sign-on",
-            Aspect::Information => "Application information",
-            Aspect::Renewal => "Renewal",
-            Aspect::Lifecycle => "Upgrade, expiry, release",
-            Aspect::Signature => "Token",
-            Aspect::Robustness => "Forged and broken requests",
-        }
+spid_hook::words! {
+    /// Subject of a case. Its word is the heading in reports.
+    ///
+    /// The first five are the questions of the vendor's self-test of a product
+    /// (help.aliyun.com/zh/marketplace/self-test-saas-commodities).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Aspect {
+        /// Purchase.
+        Purchase = "Purchase",
+        /// Activation: from purchased to usable.
+        Activation = "Activation",
+        /// Single sign-on: from the buyer's console into the application.
+        SignOn = "Single sign-on",
+        /// Information that the buyer's console shows about the application.
+        Information = "Application information",
+        /// Renewal.
+        Renewal = "Renewal",
+        /// All other changes of an instance: upgrade, expiry, release.
+        #[serde(rename = "life")]
+        Lifecycle = "Upgrade, expiry, release",
+        /// Token.
+        Signature = "Token",
+        /// Requests that no honest client sends.
+        Robustness = "Forged and broken requests",
     }
 }
 

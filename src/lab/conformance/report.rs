@@ -8,6 +8,8 @@
 
 use std::fmt::{self, Write as _};
 
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
 use super::{Aspect, CaseReport, SelfTestReport};
 use crate::lab::exchange::Exchange;
 use crate::lab::report::{Report, TestReport, Verdict};
@@ -122,7 +124,7 @@ fn write_markdown(report: &SelfTestReport, text: &mut String) -> fmt::Result {
     writeln!(text, "## What the marketplace's self-test asks\n")?;
     writeln!(text, "| | asked | result |\n|---|---|---|")?;
     for (aspect, asked, _) in ASKED {
-        writeln!(text, "| {} | {asked} | {} |", aspect.title(), summary(report, aspect).1)?;
+        writeln!(text, "| {} | {asked} | {} |", aspect.as_str(), summary(report, aspect).1)?;
     }
     writeln!(text, "\nCheck by hand:\n")?;
     for (_, _, by_hand) in ASKED {
@@ -150,7 +152,7 @@ fn write_markdown_cases(report: &SelfTestReport, aspect: Aspect, text: &mut Stri
     writeln!(
         text,
         "\n## {}\n\n| case | level | result | rule | found |\n|---|---|---|---|---|",
-        aspect.title()
+        aspect.as_str()
     )?;
     for case in cases {
         let CaseReport { id, level, rule, .. } = case;
@@ -198,8 +200,11 @@ fn exchange_text(exchange: &Exchange) -> String {
     let Exchange { method, target, body, answer, duration_ms, .. } = exchange;
     let body = if body.is_empty() { String::new() } else { format!("\n\n{body}") };
     let status = exchange.status_text();
-    let text = format!("{method} {target}{body}\n\n{status} after {duration_ms} ms\n{answer}");
-    // Remove control characters, but keep line ends: the block has several lines.
+    without_controls(&format!("{method} {target}{body}\n\n{status} after {duration_ms} ms\n{answer}"))
+}
+
+/// Removes control characters, but keeps line ends: a block has several lines.
+fn without_controls(text: &str) -> String {
     text.chars().filter(|c| *c == '\n' || is_plain(*c)).collect()
 }
 
@@ -228,124 +233,91 @@ ul.check{list-style:none;padding:0}ul.check li::before{content:\"\\2610\\00a0\\0
 
 /// Writes the result of a run as an HTML page.
 pub fn html(report: &SelfTestReport) -> String {
-    let mut page = String::new();
-    // Writing to a string cannot fail.
-    let _ = write_html(report, &mut page);
-    page
-}
-
-fn write_html(report: &SelfTestReport, page: &mut String) -> fmt::Result {
+    let receiver = without_controls(&report.receiver);
     // The policy allows no scripts, because the page shows text from the endpoint.
-    let receiver = escaped(&report.receiver);
-    write!(
-        page,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
-         <title>Self-test of {receiver}</title><style>{STYLE}</style></head>\n<body><main>\n\
-         <h1>Self-test of an SPI endpoint</h1>\n\
-         <p class=\"dim\">{receiver}<br>judged {} by spid {}, level {}<br>{}</p>\n",
-        report.began_at,
-        report.spid,
-        report.level,
-        verdict_of(report)
-    )?;
-    write_html_tiles(report, page)?;
-    write_html_asked(report, page)?;
-    for aspect in Aspect::ALL {
-        write_html_cases(report, aspect, page)?;
-    }
-    if !report.left_behind.is_empty() {
-        page.push_str("<h2>To be released by hand</h2>\n<p>Bought, but not released:</p><ul>");
-        report.left_behind.iter().try_for_each(|id| write!(page, "<li>{}</li>", escaped(id)))?;
-        page.push_str("</ul>\n");
-    }
-    page.push_str("</main></body></html>\n");
-    Ok(())
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width,initial-scale=1";
+                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
+                title { "Self-test of " (receiver) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                main {
+                    h1 { "Self-test of an SPI endpoint" }
+                    p class="dim" {
+                        (receiver) br;
+                        "judged " (report.began_at) " by spid " (report.spid) ", level " (report.level) br;
+                        (verdict_of(report))
+                    }
+                    (tiles(report))
+                    (asked(report))
+                    @for aspect in Aspect::ALL { (cases_about(report, aspect)) }
+                    @if !report.left_behind.is_empty() {
+                        h2 { "To be released by hand" }
+                        p { "Bought, but not released:" }
+                        ul { @for id in &report.left_behind { li { (without_controls(id)) } } }
+                    }
+                }
+            }
+        }
+    };
+    page.into_string()
 }
 
-fn write_html_tiles(report: &SelfTestReport, page: &mut String) -> fmt::Result {
-    page.push_str("<div class=\"tiles\">");
-    for verdict in [Verdict::Passed, Verdict::Failed, Verdict::NotJudged] {
-        let (count, class) = (report.count(verdict), class_of(verdict));
-        // "0 failed" must not look alarming.
-        let class = if count == 0 { "dim" } else { class };
-        write!(page, "<div class=\"tile\"><b class=\"{class}\">{count}</b>{}</div>", verdict.as_str())?;
-    }
-    page.push_str("</div>\n");
-    Ok(())
-}
-
-fn write_html_asked(report: &SelfTestReport, page: &mut String) -> fmt::Result {
-    page.push_str("<h2>What the marketplace's self-test asks</h2>\n<table>");
-    for (aspect, asked, _) in ASKED {
-        let (verdict, said) = summary(report, aspect);
-        let (title, class) = (aspect.title(), class_of(verdict));
-        write!(page, "<tr><th>{title}</th><td>{asked}</td><td class=\"{class}\">{said}</td></tr>")?;
-    }
-    page.push_str("</table>\n<h2>Check by hand</h2>\n<ul class=\"check\">");
-    ASKED.iter().try_for_each(|(_, _, by_hand)| write!(page, "<li>{by_hand}</li>"))?;
-    page.push_str("</ul>\n");
-    Ok(())
-}
-
-fn write_html_cases(report: &SelfTestReport, aspect: Aspect, page: &mut String) -> fmt::Result {
-    let mut cases = report.cases.iter().filter(|case| case.aspect == aspect).peekable();
-    if cases.peek().is_none() {
-        return Ok(());
-    }
-    writeln!(page, "<h2>{}</h2>", aspect.title())?;
-    cases.try_for_each(|case| write_html_case(case, page))
-}
-
-fn write_html_case(case: &CaseReport, page: &mut String) -> fmt::Result {
-    let CaseReport { id, level, rule, .. } = case;
-    let open = if case.verdict == Verdict::Failed { " open" } else { "" };
-    write!(
-        page,
-        "<details{open}><summary><span class=\"mark {}\">{}</span><span class=\"level\">{level}</span>\
-         <span class=\"rule\">{}</span><span class=\"id\">{id}</span></summary><div class=\"in\"><p>{}</p>\
-         <p class=\"dim\">{}</p>",
-        class_of(case.verdict),
-        case.verdict.as_str(),
-        escaped(rule),
-        escaped(&case.finding.to_string()),
-        escaped(case.source),
-    )?;
-    for exchange in &case.exchanges {
-        let block = exchange_text(exchange);
-        write!(page, "<p class=\"dim\">{}</p><pre>{}</pre>", escaped(&exchange.what), escaped(&block))?;
-    }
-    if case.left_out > 0 {
-        write!(page, "<p class=\"dim\">and {} more</p>", case.left_out)?;
-    }
-    page.push_str("</div></details>\n");
-    Ok(())
-}
-
-fn class_of(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Passed => "passed",
-        Verdict::Failed => "failed",
-        Verdict::NotJudged => "not",
-    }
-}
-
-/// Escapes a text for HTML, between tags and in attributes.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c if !is_plain(c) && c != '\n' => {}
-            c => escaped.push(c),
+fn tiles(report: &SelfTestReport) -> Markup {
+    html! {
+        div class="tiles" {
+            @for verdict in Verdict::ALL {
+                @let count = report.count(verdict);
+                // "0 failed" must not look alarming.
+                div class="tile" { b class=(if count == 0 { "dim" } else { verdict.as_str() }) { (count) } (verdict) }
+            }
         }
     }
-    escaped
+}
+
+fn asked(report: &SelfTestReport) -> Markup {
+    html! {
+        h2 { "What the marketplace's self-test asks" }
+        table {
+            @for (aspect, asked, _) in ASKED {
+                @let (verdict, said) = summary(report, aspect);
+                tr { th { (aspect) } td { (asked) } td class=(verdict) { (said) } }
+            }
+        }
+        h2 { "Check by hand" }
+        ul class="check" { @for (_, _, by_hand) in ASKED { li { (by_hand) } } }
+    }
+}
+
+fn cases_about(report: &SelfTestReport, aspect: Aspect) -> Markup {
+    let cases: Vec<&CaseReport> = report.cases.iter().filter(|case| case.aspect == aspect).collect();
+    html! {
+        @if !cases.is_empty() { h2 { (aspect) } }
+        @for case in cases {
+            details open[case.verdict == Verdict::Failed] {
+                summary {
+                    span class={ "mark " (case.verdict) } { (case.verdict) }
+                    span class="level" { (case.level) }
+                    span class="rule" { (case.rule) }
+                    span class="id" { (case.id) }
+                }
+                div class="in" {
+                    p { (without_controls(&case.finding.to_string())) }
+                    p class="dim" { (case.source) }
+                    @for exchange in &case.exchanges {
+                        p class="dim" { (without_controls(&exchange.what)) }
+                        pre { (exchange_text(exchange)) }
+                    }
+                    @if case.left_out > 0 { p class="dim" { "and " (case.left_out) " more" } }
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -443,7 +415,7 @@ mod tests {
                 && text.contains("**1 of 3 cases passed, 1 failed, 1 not judged**")
         );
         for (aspect, ..) in ASKED {
-            assert!(html(&report()).contains(&format!("<th>{}</th>", aspect.title())));
+            assert!(html(&report()).contains(&format!("<th>{}</th>", aspect.as_str())));
         }
     }
 }

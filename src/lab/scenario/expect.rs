@@ -79,9 +79,10 @@ impl From<Instance> for Seen {
 }
 
 /// Expectations of a step. A value that is not mentioned may be anything, except the status.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Expectation {
-    pub(super) status: u16,
+    /// Status of the answer; `None` for 200.
+    pub(super) status: Option<u16>,
     pub(super) headers: Vec<(String, Template)>,
     pub(super) body_contains: Option<Template>,
     pub(super) json: Option<Pattern>,
@@ -95,24 +96,6 @@ pub(super) struct Expectation {
     pub(super) held: Option<bool>,
     /// Time in which the instance and the held callbacks must become as expected.
     pub(super) within: Duration,
-}
-
-impl Default for Expectation {
-    fn default() -> Expectation {
-        Expectation {
-            status: 200,
-            headers: Vec::new(),
-            body_contains: None,
-            json: None,
-            instance: None,
-            state: None,
-            expires_on: None,
-            sku: None,
-            items: Vec::new(),
-            held: None,
-            within: Duration::ZERO,
-        }
-    }
 }
 
 /// A JSON value, or a condition for one.
@@ -135,6 +118,11 @@ pub(super) enum Pattern {
 }
 
 impl Expectation {
+    /// Returns the status that the answer must have.
+    pub(super) fn status(&self) -> u16 {
+        self.status.unwrap_or(200)
+    }
+
     /// Returns true if it expects anything of an instance.
     pub(super) fn is_about_an_instance(&self) -> bool {
         self.state.is_some() || self.expires_on.is_some() || self.sku.is_some() || !self.items.is_empty()
@@ -144,10 +132,10 @@ impl Expectation {
     pub(super) fn check_answer(&self, answer: &ClientResponse, known: &Variables) -> Vec<Failure> {
         let mut failures = Vec::new();
         let body = String::from_utf8_lossy(&answer.body);
-        if answer.status != self.status {
+        if answer.status != self.status() {
             // The body usually explains an unexpected status, so show it.
             let actual = format!("{} {}", answer.status, shorten(&shown::body(&answer.body)));
-            failures.push(Failure::new("status", self.status.to_string(), actual.trim_end()));
+            failures.push(Failure::new("status", self.status().to_string(), actual.trim_end()));
         }
         for (name, prefix) in &self.headers {
             failures.extend(check_header(name, &prefix.fill(known), answer.headers.text(name)));

@@ -313,7 +313,7 @@ impl<'d> Reader<'d> {
     fn expect(&mut self, item: Item<'d>, name: &str) -> Option<Expectation> {
         let table = self.table(item, name)?;
         Some(Expectation {
-            status: self.optional(table, "status", Self::status).unwrap_or(200),
+            status: self.optional(table, "status", Self::status),
             headers: self.optional(table, "header", Self::templates).unwrap_or_default(),
             body_contains: self.optional(table, "body_contains", Self::template),
             json: self.optional(table, "json", Self::json),
@@ -337,8 +337,7 @@ impl<'d> Reader<'d> {
     }
 
     fn state(&mut self, item: Item<'d>, name: &str) -> Option<Option<State>> {
-        let states = [State::Pending, State::Active, State::Frozen, State::Released];
-        let mut known: Vec<_> = states.map(|state| (state.as_str(), Some(state))).to_vec();
+        let mut known: Vec<_> = State::ALL.map(|state| (state.as_str(), Some(state))).to_vec();
         known.push(("none", None));
         self.word(item, name, "state", &known)
     }

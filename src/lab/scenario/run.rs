@@ -641,7 +641,7 @@ mod tests {
                     && step.dated_ms == 0;
                 let received = received(&scenario, step);
                 assert_eq!(received.is_ok(), is_honest, "{}: {}: {received:?}", file.display(), step.name);
-                let is_refused = [400, 403].contains(&step.expect.status);
+                let is_refused = [400, 403].contains(&step.expect.status());
                 assert!(is_honest || is_refused, "{}: {}", file.display(), step.name);
             }
         }

@@ -125,12 +125,12 @@ impl LedgerEntry {
     }
 
     pub(super) fn begin(&mut self, what: RequestKind) {
-        self.asked.entry(what.name()).or_default().happened += 1;
+        self.asked.entry(what.as_str()).or_default().happened += 1;
     }
 
     pub(super) fn record(&mut self, what: RequestKind, response: &Response) {
         self.requests += 1;
-        self.asked.entry(what.name()).or_default().requests += 1;
+        self.asked.entry(what.as_str()).or_default().requests += 1;
         match response {
             Response::Nothing => self.unanswered += 1,
             Response::Done(id) if matches!(what, RequestKind::Create | RequestKind::LateCreate) => {
@@ -150,7 +150,7 @@ impl LedgerEntry {
     }
 
     pub(super) fn done(&mut self, what: RequestKind) {
-        self.asked.entry(what.name()).or_default().done += 1;
+        self.asked.entry(what.as_str()).or_default().done += 1;
         self.end = match what {
             // A repeated create does not reactivate an instance that was frozen or released.
             RequestKind::Create if self.end == FinalState::Nothing => FinalState::Active,
@@ -186,7 +186,7 @@ impl LedgerEntry {
 
     fn add_loss(&mut self, kind: LossKind, what: RequestKind) {
         let worth = if kind == LossKind::Contradicted { 0 } else { self.price };
-        self.losses.push(Loss { kind, what: what.name(), worth });
+        self.losses.push(Loss { kind, what: what.as_str(), worth });
     }
 }
 

@@ -31,25 +31,27 @@ impl Sku {
     }
 }
 
-/// Requests of the marketplace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RequestKind {
-    /// A purchase.
-    Create,
-    /// Notification that an order was paid.
-    Pay,
-    /// Change to another SKU.
-    Upgrade,
-    /// A longer term; also a payment of arrears.
-    Renew,
-    /// Refund of a renewal.
-    RefundRenew,
-    /// End of a term, or arrears.
-    Expire,
-    /// Release of the instance.
-    Release,
-    /// Repeat of the purchase after the release.
-    LateCreate,
+spid_hook::words! {
+    /// Requests of the marketplace.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    pub enum RequestKind {
+        /// A purchase.
+        Create = "create",
+        /// Notification that an order was paid.
+        Pay = "payment",
+        /// Change to another SKU.
+        Upgrade = "upgrade",
+        /// A longer term; also a payment of arrears.
+        Renew = "renew",
+        /// Refund of a renewal.
+        RefundRenew = "refund-renew",
+        /// End of a term, or arrears.
+        Expire = "expire",
+        /// Release of the instance.
+        Release = "release",
+        /// Repeat of the purchase after the release.
+        LateCreate = "late-create",
+    }
 }
 
 impl RequestKind {
@@ -63,20 +65,6 @@ impl RequestKind {
             RequestKind::RefundRenew => "refundRenewInstance",
             RequestKind::Expire => "expiredInstance",
             RequestKind::Release => "releaseInstance",
-        }
-    }
-
-    /// Returns the name in a ledger.
-    pub const fn name(self) -> &'static str {
-        match self {
-            RequestKind::Create => "create",
-            RequestKind::Pay => "payment",
-            RequestKind::Upgrade => "upgrade",
-            RequestKind::Renew => "renew",
-            RequestKind::RefundRenew => "refund-renew",
-            RequestKind::Expire => "expire",
-            RequestKind::Release => "release",
-            RequestKind::LateCreate => "late-create",
         }
     }
 }

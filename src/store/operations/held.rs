@@ -15,33 +15,16 @@ use spid_hook::callback::{Action, Callback, InstanceRef};
 use spid_hook::id::Id;
 use spid_hook::instance::State;
 
-/// The operator's choice of what a conflicting create really is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Instead {
-    /// A renewal of the existing instance.
-    Renew,
-    /// A change of the instance's SKU or quantities.
-    Upgrade,
-    /// The purchase of its trial: a renewal, and a change of SKU or quantities if they differ.
-    Conversion,
-}
-
-impl Instead {
-    /// Every choice.
-    pub const ALL: [Instead; 3] = [Instead::Renew, Instead::Upgrade, Instead::Conversion];
-
-    /// Returns the word for the choice on the command line and in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Instead::Renew => "renew",
-            Instead::Upgrade => "upgrade",
-            Instead::Conversion => "conversion",
-        }
-    }
-
-    /// Returns the choice with this word.
-    pub fn from_word(word: &str) -> Option<Instead> {
-        Instead::ALL.into_iter().find(|instead| instead.as_str() == word)
+spid_hook::words! {
+    /// The operator's choice of what a conflicting create really is.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Instead {
+        /// A renewal of the existing instance.
+        Renew = "renew",
+        /// A change of the instance's SKU or quantities.
+        Upgrade = "upgrade",
+        /// The purchase of its trial: a renewal, and a change of SKU or quantities if they differ.
+        Conversion = "conversion",
     }
 }
 

@@ -27,9 +27,6 @@ pub(super) const SIGN_ON: i64 = Action::SignOn as i64;
 pub(super) const PAYMENT: i64 = Action::Payment as i64;
 pub(super) const QUERY: i64 = Action::Query as i64;
 
-/// Instance states, in the order of their numbers.
-pub(super) const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,7 +35,7 @@ mod tests {
     /// Databases hold these numbers, so they must never change.
     #[test]
     fn the_stored_numbers_are_the_order_of_the_enums() {
-        assert_eq!(STATES.map(|state| state as i64), [0, 1, 2, 3]);
+        assert_eq!(State::ALL.map(|state| state as i64), [0, 1, 2, 3]);
         assert_eq!(JobState::ALL.map(|state| state as i64), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(Extra::ALL.map(|extra| extra as i64), [0, 1, 2]);
         assert_eq!(Disposition::ALL.map(|disposition| disposition as i64), [0, 1, 2, 3]);

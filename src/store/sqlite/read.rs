@@ -9,7 +9,7 @@ use rusqlite::{Row, params, params_from_iter};
 use super::Sqlite;
 use super::codes::{
     CANCELLED, DONE, HELD, JOB_REFUSED, PAYMENT, QUERY, QUEUED, RECORDED, REFUSED, RELEASED, RUNNING,
-    SIGN_ON, STATES, WITH_JOB,
+    SIGN_ON, WITH_JOB,
 };
 use crate::observe::limits;
 use crate::store::StoreError;
@@ -127,7 +127,7 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     let instance = Instance {
         id: columns.next()?,
         order_biz_id: columns.next()?,
-        state: columns.one_of(&STATES)?,
+        state: columns.one_of(&State::ALL)?,
         account: columns.next()?,
         endpoint: columns.next()?,
         buyer: columns.next()?,
@@ -321,18 +321,14 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
 /// Due jobs. Jobs behind another one in their instance's queue are not in the index that this query reads.
 pub(super) fn due_sql() -> String {
     format!(
-        "SELECT {JOB_COLUMNS}
-             FROM job
+        "SELECT {JOB_COLUMNS} FROM job
              WHERE state = {QUEUED} AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
     )
 }
 
 /// Due time of the next job that is not blocked and not due yet.
 pub(super) fn next_due_sql() -> String {
-    format!(
-        "SELECT min(due_at) FROM job
-             WHERE state = {QUEUED} AND blocked = 0 AND due_at > ?1"
-    )
+    format!("SELECT min(due_at) FROM job WHERE state = {QUEUED} AND blocked = 0 AND due_at > ?1")
 }
 
 /// Condition for a callback of a marketplace that succeeded and is not reported: its job succeeded, or an operator's
@@ -514,21 +510,16 @@ impl Read for Sqlite {
     }
 
     fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
-        self.many(
-            &format!(
-                "SELECT {JOB_COLUMNS}
-             FROM job WHERE instance = ?1 AND state < {DONE} AND in_lane = 1 ORDER BY number"
-            ),
-            [instance],
-            read_job,
-        )
+        let sql = &format!(
+            "SELECT {JOB_COLUMNS} FROM job
+             WHERE instance = ?1 AND state < {DONE} AND in_lane = 1 ORDER BY number"
+        );
+        self.many(sql, [instance], read_job)
     }
 
     fn has_queue(&self, instance: i64) -> Result<bool> {
-        let sql = &format!(
-            "SELECT 1 FROM job WHERE instance = ?1 AND state < {DONE}
-             AND in_lane = 1 LIMIT 1"
-        );
+        let sql =
+            &format!("SELECT 1 FROM job WHERE instance = ?1 AND state < {DONE} AND in_lane = 1 LIMIT 1");
         Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
     }
 
@@ -588,16 +579,11 @@ impl Read for Sqlite {
     }
 
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
-        let mut running = self.many(
-            &format!(
-                "SELECT {JOB_COLUMNS}
-             FROM job
-             WHERE state = {RUNNING}
+        let sql = &format!(
+            "SELECT {JOB_COLUMNS} FROM job WHERE state = {RUNNING}
              AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
-            ),
-            [millis(ended_before)],
-            read_readable,
-        )?;
+        );
+        let mut running = self.many(sql, [millis(ended_before)], read_readable)?;
         // Skipped jobs stay unchanged until the next start.
         running.retain(|job| !self.skipped.borrow().contains(&number_of(job)));
         Ok(running)
@@ -700,16 +686,11 @@ impl Read for Sqlite {
 
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
         // `expires_on / DAY_MS` is the day, counted from 1970-01-01 in UTC.
-        self.many(
-            &format!(
-                "SELECT expires_on / ?1, count(*)
-             FROM instance
-             WHERE state <> {RELEASED} AND expires_on >= ?2 * ?1
-             AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1"
-            ),
-            [DAY_MS, first, end],
-            |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())),
-        )
+        let sql = &format!(
+            "SELECT expires_on / ?1, count(*) FROM instance WHERE state <> {RELEASED}
+             AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1"
+        );
+        self.many(sql, [DAY_MS, first, end], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
     }
 
     fn key_uses(&self) -> Result<Vec<KeyUse>> {
@@ -729,7 +710,7 @@ impl Read for Sqlite {
     fn totals(&self) -> Result<Totals> {
         let mut totals = Totals::default();
         for (state, count) in self.counts("SELECT state, count(*) FROM instance GROUP BY state")? {
-            let state = at_position(&STATES, state).map_or(UNKNOWN_STATE, State::as_str);
+            let state = at_position(&State::ALL, state).map_or(UNKNOWN_STATE, State::as_str);
             *totals.instances.entry(state).or_default() += count;
         }
         // Jobs that have not ended, and jobs in a state that this spid does not know.
@@ -745,16 +726,12 @@ impl Read for Sqlite {
         totals.unreported =
             self.count(&format!("SELECT count(*) FROM callback WHERE {}", is_unreported_sql()))?;
         // The second condition lets SQLite use the index of live jobs.
-        let queued = self.earliest(&format!(
-            "SELECT min(created_at)
-             FROM job WHERE state = {QUEUED} AND state < {DONE}"
-        ))?;
+        let queued = &format!("SELECT min(created_at) FROM job WHERE state = {QUEUED} AND state < {DONE}");
+        let queued = self.earliest(queued)?;
         let running = self.earliest(&format!("SELECT min(created_at) FROM job WHERE state = {RUNNING}"))?;
         totals.oldest_job = queued.into_iter().chain(running).min();
-        totals.next_due = self.earliest(&format!(
-            "SELECT min(due_at) FROM job
-             WHERE state = {QUEUED} AND blocked = 0"
-        ))?;
+        totals.next_due =
+            self.earliest(&format!("SELECT min(due_at) FROM job WHERE state = {QUEUED} AND blocked = 0"))?;
         let used = self.one(&deliveries_used_sql(), [], |row| {
             Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten()))
         })?;
@@ -770,10 +747,7 @@ impl Read for Sqlite {
             if served.contains(&account.as_str()) {
                 continue;
             }
-            let sql = &format!(
-                "SELECT count(*) FROM instance
-             WHERE account = ?1 AND state <> {RELEASED}"
-            );
+            let sql = &format!("SELECT count(*) FROM instance WHERE account = ?1 AND state <> {RELEASED}");
             let count = self.one(sql, [&account], |row| row.get::<_, i64>(0))?.unwrap_or(0);
             if count > 0 {
                 unserved.insert(account, count.unsigned_abs());

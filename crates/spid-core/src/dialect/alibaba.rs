@@ -11,9 +11,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::GivesUp;
-use super::dates::read_civil;
-use super::names::Names;
-use super::token::{ActionRow, ReplyForm, TokenDialect};
+use super::token::{ActionRow, NAMES, ReplyForm, TokenDialect};
 use spid_hook::callback::Action;
 use spid_hook::time::plus_millis;
 
@@ -25,22 +23,7 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
     name: "alibaba",
     delivery_limit: DELIVERY_LIMIT,
     gives_up,
-    names: Names {
-        instance_id: "instanceId",
-        order_biz_id: "orderBizId",
-        order_id: "orderId",
-        request_id: "requestId",
-        buyer: "aliUid",
-        product: "productCode",
-        sku: "skuId",
-        trial: "trial",
-        refund: "isRefund",
-        expires_on: "expiredOn",
-        read_date: read_civil,
-        // refundRenewInstance and expiredInstance carry no order. The vendor does not say which order
-        // releaseInstance names.
-        ordered: &[Action::Create, Action::Renew, Action::Upgrade],
-    },
+    names: NAMES,
     actions: &[
         // help.aliyun.com/document_detail/147358.html
         ActionRow::new("createInstance", Action::Create, ReplyForm::Instance)

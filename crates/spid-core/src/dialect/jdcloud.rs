@@ -6,9 +6,8 @@
 //! what is answered, and what is unknown.
 
 use super::GivesUp;
-use super::dates::read_civil;
 use super::names::Names;
-use super::token::{ActionRow, ReplyForm, TokenDialect};
+use super::token::{ActionRow, NAMES, ReplyForm, TokenDialect};
 use spid_hook::callback::Action;
 
 /// Delivery limit: after `instanceId` 0 the marketplace calls again 200 times.
@@ -19,20 +18,7 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
     name: "jdcloud",
     delivery_limit: DELIVERY_LIMIT,
     gives_up: |_, _| Some(GivesUp { at: None, then: "the marketplace stops calling" }),
-    names: Names {
-        instance_id: "instanceId",
-        order_biz_id: "orderBizId",
-        order_id: "orderId",
-        request_id: "requestId",
-        buyer: "jdPin",
-        product: "serviceCode",
-        sku: "skuId",
-        trial: "trial",
-        refund: "isRefund",
-        expires_on: "expiredOn",
-        read_date: read_civil,
-        ordered: &[Action::Create, Action::Renew, Action::Upgrade],
-    },
+    names: Names { buyer: "jdPin", product: "serviceCode", ..NAMES },
     actions: &[
         ActionRow::new("createInstance", Action::Create, ReplyForm::Instance)
             .with_names(&["expiredOn", "trial"]),

@@ -58,6 +58,23 @@ impl ActionRow {
     }
 }
 
+/// The family's names: those of Alibaba. Each dialect has its own for the buyer and the product.
+pub(super) const NAMES: Names = Names {
+    instance_id: "instanceId",
+    order_biz_id: "orderBizId",
+    order_id: "orderId",
+    request_id: "requestId",
+    buyer: "aliUid",
+    product: "productCode",
+    sku: "skuId",
+    trial: "trial",
+    refund: "isRefund",
+    expires_on: "expiredOn",
+    read_date: read_civil,
+    // refundRenewInstance and expiredInstance carry no order. Alibaba does not say which order releaseInstance names.
+    ordered: &[Action::Create, Action::Renew, Action::Upgrade],
+};
+
 /// Form of the reply to an action.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReplyForm {

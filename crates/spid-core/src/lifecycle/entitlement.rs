@@ -8,50 +8,28 @@ use spid_hook::callback::Action;
 use spid_hook::instance::{Instance, State};
 use spid_hook::time::plus_millis;
 
-/// Reason of an entitlement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EntitlementReason {
-    /// In use.
-    Active,
-    /// In use, and a trial.
-    Trial,
-    /// The term is over, and the marketplace has not said yet if it was renewed.
-    Overrun,
-    /// Bought, and not provisioned yet.
-    Provisioning,
-    /// The term is over, and the time for a late renewal, too.
-    TermOver,
-    /// Frozen: expired or in arrears.
-    Frozen,
-    /// Released.
-    Released,
+spid_hook::words! {
+    /// Reason of an entitlement.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum EntitlementReason {
+        /// In use.
+        Active = "active",
+        /// In use, and a trial.
+        Trial = "trial",
+        /// The term is over, and the marketplace has not said yet if it was renewed.
+        Overrun = "overrun",
+        /// Bought, and not provisioned yet.
+        Provisioning = "provisioning",
+        /// The term is over, and the time for a late renewal, too.
+        TermOver = "term-over",
+        /// Frozen: expired or in arrears.
+        Frozen = "frozen",
+        /// Released.
+        Released = "released",
+    }
 }
 
 impl EntitlementReason {
-    /// Every reason.
-    pub const ALL: [EntitlementReason; 7] = [
-        EntitlementReason::Active,
-        EntitlementReason::Trial,
-        EntitlementReason::Overrun,
-        EntitlementReason::Provisioning,
-        EntitlementReason::TermOver,
-        EntitlementReason::Frozen,
-        EntitlementReason::Released,
-    ];
-
-    /// Returns the word for the reason in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            EntitlementReason::Active => "active",
-            EntitlementReason::Trial => "trial",
-            EntitlementReason::Overrun => "overrun",
-            EntitlementReason::Provisioning => "provisioning",
-            EntitlementReason::TermOver => "term-over",
-            EntitlementReason::Frozen => "frozen",
-            EntitlementReason::Released => "released",
-        }
-    }
-
     /// Returns true if the customer may use the service.
     pub const fn is_entitled(self) -> bool {
         matches!(self, EntitlementReason::Active | EntitlementReason::Trial | EntitlementReason::Overrun)
@@ -106,18 +84,11 @@ fn active(instance: &Instance, now: Timestamp, overrun_ms: i64) -> Entitlement {
         return Entitlement { reason, grace_until: None, changes_at: Some(ends_at) };
     }
     let grace_until = plus_millis(ends_at, overrun_ms);
-    match now < grace_until {
-        true => Entitlement {
-            reason: EntitlementReason::Overrun,
-            grace_until: Some(grace_until),
-            changes_at: Some(grace_until),
-        },
-        false => Entitlement {
-            reason: EntitlementReason::TermOver,
-            grace_until: Some(grace_until),
-            changes_at: None,
-        },
-    }
+    let (reason, changes_at) = match now < grace_until {
+        true => (EntitlementReason::Overrun, Some(grace_until)),
+        false => (EntitlementReason::TermOver, None),
+    };
+    Entitlement { reason, grace_until: Some(grace_until), changes_at }
 }
 
 /// Returns the actions that are owed to an instance and not carried out, each once, in the order of their first.

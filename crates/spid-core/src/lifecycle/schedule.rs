@@ -14,40 +14,30 @@ use crate::limits;
 use spid_hook::id::Id;
 use spid_hook::time::plus_millis;
 
-/// States of a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum JobState {
-    /// The job waits for its due time, or for earlier jobs in the instance's queue.
-    Queued,
-    /// A hook runs for the job, under a lease.
-    Running,
-    /// The hook accepted the job, and its result is reported later.
-    Pending,
-    /// The job waits for an operator.
-    Held,
-    /// The retry schedule is used up.
-    Dead,
-    /// The hook carried out the job.
-    Done,
-    /// The hook refused the job.
-    Refused,
-    /// An operator ended the job.
-    Dropped,
-    /// A later event made the job unnecessary.
-    Cancelled,
-}
-
-spid_hook::words! { JobState:
-    Queued => "queued",
-    Running => "running",
-    Pending => "pending",
-    Held => "held",
-    Dead => "dead",
-    Done => "done",
-    Refused => "refused",
-    Dropped => "dropped",
-    Cancelled => "cancelled",
+spid_hook::words! {
+    /// States of a job.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum JobState {
+        /// The job waits for its due time, or for earlier jobs in the instance's queue.
+        Queued = "queued",
+        /// A hook runs for the job, under a lease.
+        Running = "running",
+        /// The hook accepted the job, and its result is reported later.
+        Pending = "pending",
+        /// The job waits for an operator.
+        Held = "held",
+        /// The retry schedule is used up.
+        Dead = "dead",
+        /// The hook carried out the job.
+        Done = "done",
+        /// The hook refused the job.
+        Refused = "refused",
+        /// An operator ended the job.
+        Dropped = "dropped",
+        /// A later event made the job unnecessary.
+        Cancelled = "cancelled",
+    }
 }
 
 impl JobState {

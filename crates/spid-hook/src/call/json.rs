@@ -11,30 +11,16 @@ use crate::text::plain;
 
 /// A call as a flat JSON object: the version, the action, then the call's own members.
 #[derive(Serialize)]
-struct Flat<'a, C> {
-    schema: &'static str,
-    action: Action,
+pub(super) struct Flat<'a, C> {
+    pub(super) schema: &'static str,
+    pub(super) action: Action,
     #[serde(flatten)]
-    call: &'a C,
+    pub(super) call: &'a C,
 }
 
 impl Serialize for Call {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        fn flat<C: Serialize, S: Serializer>(action: Action, call: &C, to: S) -> Result<S::Ok, S::Error> {
-            Flat { schema: SCHEMA, action, call }.serialize(to)
-        }
-        let action = self.action();
-        match self {
-            Call::Create(call) => flat(action, call, serializer),
-            Call::Renew(call) => flat(action, call, serializer),
-            Call::RefundRenew(call) => flat(action, call, serializer),
-            Call::Upgrade(call) => flat(action, call, serializer),
-            Call::Expire(call) => flat(action, call, serializer),
-            Call::Release(call) => flat(action, call, serializer),
-            Call::SignOn(call) => flat(action, call, serializer),
-            Call::Payment(call) => flat(action, call, serializer),
-            Call::Other(call) => flat(action, call, serializer),
-        }
+        self.write(serializer)
     }
 }
 

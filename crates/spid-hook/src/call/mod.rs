@@ -13,12 +13,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 #[cfg(feature = "schema")]
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::callback::{Action, Expiry, Parameters};
 use crate::instance::Instance;
 
 pub use build::{CallFacts, NoInstance, Subject};
+use json::Flat;
 pub use json::UnreadableCall;
 
 /// Version of the JSON contract. It is the first member of a call.
@@ -61,70 +62,6 @@ pub struct Context {
     pub traceparent: Option<String>,
 }
 
-/// Create the instance that was bought.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct CreateCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance to create: pending, without an id.
-    pub instance: Instance,
-    /// The buyer's account at the marketplace.
-    pub buyer: Option<String>,
-    /// The product sold.
-    pub product: Option<String>,
-    /// The SKU sold.
-    pub sku: Option<String>,
-    /// True for a trial; `None` if the marketplace did not say.
-    pub trial: Option<bool>,
-    /// End of the term: the text as it was sent (`raw`) and the instant (`at`), which is absent if the text is
-    /// unreadable.
-    pub expires_on: Option<Expiry>,
-    /// The billed quantities beside the SKU, by name: for example `seats` with the value `5`.
-    pub items: BTreeMap<String, String>,
-}
-
-/// Extend the term.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct RenewCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance before the renewal.
-    pub instance: Instance,
-    /// New end of the term. Never earlier than before: a renewal that arrives late does not shorten the term
-    /// that a later renewal gave.
-    pub expires_on: Option<Timestamp>,
-    /// The expiry as this callback sent it. It may be earlier than `expires_on`.
-    pub expires_on_raw: Option<String>,
-    /// Previous end of the term.
-    pub previous_expires_on: Option<Timestamp>,
-    /// True if the instance is frozen and this renewal unfreezes it.
-    pub thaws: bool,
-}
-
-/// Reverse a renewal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct RefundRenewCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance before the refund.
-    pub instance: Instance,
-    /// New end of the term; earlier than before.
-    pub expires_on: Option<Timestamp>,
-    /// The expiry as this callback sent it.
-    pub expires_on_raw: Option<String>,
-    /// Previous end of the term.
-    pub previous_expires_on: Option<Timestamp>,
-}
-
 /// A billed quantity before and after an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
@@ -135,156 +72,191 @@ pub struct Change {
     pub to: Option<String>,
 }
 
-/// Change the SKU or the billed quantities.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct UpgradeCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance before the upgrade.
-    pub instance: Instance,
-    /// The SKU from now on.
-    pub sku: Option<String>,
-    /// The SKU before.
-    pub previous_sku: Option<String>,
-    /// All billed quantities from now on: the previous ones, with the changes of this callback.
-    pub items: BTreeMap<String, String>,
-    /// All billed quantities before.
-    pub previous_items: BTreeMap<String, String>,
-    /// The quantities that differ.
-    pub changes: BTreeMap<String, Change>,
+/// Defines the type of each action's call, and [`Call`] of them all.
+macro_rules! calls {
+    (
+        $(#[$about:meta])*
+        enum Call;
+        $($(#[$note:meta])* $action:ident($call:ident) { $($(#[$what:meta])* $member:ident: $type:ty,)+ })+
+    ) => {
+        $(
+            $(#[$note])*
+            #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+            #[cfg_attr(feature = "schema", derive(JsonSchema))]
+            #[non_exhaustive]
+            pub struct $call {
+                /// Members of every call.
+                #[serde(flatten)]
+                pub context: Context,
+                $($(#[$what])* pub $member: $type,)+
+            }
+        )+
+
+        $(#[$about])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Call {
+            $($(#[$note])* $action(Box<$call>),)+
+        }
+
+        impl Call {
+            /// Returns the action.
+            pub fn action(&self) -> Action {
+                match self { $(Call::$action(_) => Action::$action,)+ }
+            }
+
+            /// Returns the members of every call.
+            pub fn context(&self) -> &Context {
+                match self { $(Call::$action(call) => &call.context,)+ }
+            }
+
+            /// Returns the instance, as the jobs that are done have left it, if there is one.
+            pub fn instance(&self) -> Option<&Instance> {
+                match self { $(Call::$action(call) => Option::from(&call.instance),)+ }
+            }
+
+            /// Writes the call's own members behind those that all calls have.
+            fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let (schema, action) = (SCHEMA, self.action());
+                match self { $(Call::$action(call) => Flat { schema, action, call }.serialize(serializer),)+ }
+            }
+        }
+    };
 }
 
-/// Stop the use and keep the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct ExpireCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance to freeze.
-    pub instance: Instance,
-}
+calls! {
+    /// An invocation of a hook.
+    ///
+    /// To test one method of a hook, let [`testing::call`](crate::testing::call) make the call and change its members:
+    ///
+    /// ```
+    /// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+    /// # struct MyHook;
+    /// # impl ProvisioningHook for MyHook {
+    /// #     async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new().id("tenant-1")) }
+    /// #     async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+    /// #     async fn expire(&self, _: ExpireCall) -> Result<(), HookError> { Ok(()) }
+    /// #     async fn release(&self, _: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), HookError> {
+    /// use spid_hook::{Action, Call, testing};
+    ///
+    /// let Call::Create(mut call) = testing::call(Action::Create) else { unreachable!() };
+    /// call.sku = Some("enterprise".to_owned());
+    /// call.items.insert("seats".to_owned(), "9".to_owned());
+    /// let made = MyHook.create(*call).await?;
+    /// assert_eq!(made, Provisioned::new().id("tenant-1"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    enum Call;
 
-/// Delete everything permanently.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct ReleaseCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance to delete.
-    pub instance: Instance,
-    /// True if the buyer got the money back; `None` if the marketplace did not say, which does not mean "no".
-    pub refund: Option<bool>,
-    /// True if a create began and never finished. Something may exist under the create's `order_biz_id`, or
-    /// nothing. Delete what exists, and succeed if nothing does.
-    pub maybe_provisioned: bool,
-}
-
-/// Let a buyer's browser sign on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct SignOnCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance to sign on to. It may be frozen; the hook decides if a frozen instance may be used.
-    pub instance: Instance,
-}
-
-/// Take note that an order was paid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct PaymentCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance that was paid for, if it is known.
-    pub instance: Option<Instance>,
-    /// The marketplace's id of the message.
-    pub request_id: Option<String>,
-    /// The buyer's account at the marketplace.
-    pub buyer: Option<String>,
-    /// The product that was paid for.
-    pub product: Option<String>,
-    /// The SKU that was paid for.
-    pub sku: Option<String>,
-}
-
-/// Handle a request that the dialect passes on without interpreting it, for example `createIdaas` of Alibaba or the
-/// directory messages of KooGallery.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(JsonSchema))]
-#[non_exhaustive]
-pub struct OtherCall {
-    /// Members of every call.
-    #[serde(flatten)]
-    pub context: Context,
-    /// The instance of the request, if it is known.
-    pub instance: Option<Instance>,
-    /// The buyer's account at the marketplace.
-    pub buyer: Option<String>,
-    /// The product of the request.
-    pub product: Option<String>,
-    /// The SKU of the request.
-    pub sku: Option<String>,
-    /// The request as a structure, for requests whose parameters hold lists in texts (KooGallery).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub body: Option<serde_json::Value>,
-}
-
-/// An invocation of a hook.
-///
-/// To test one method of a hook, let [`testing::call`](crate::testing::call) make the call and change its members:
-///
-/// ```
-/// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
-/// # struct MyHook;
-/// # impl ProvisioningHook for MyHook {
-/// #     async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new().id("tenant-1")) }
-/// #     async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
-/// #     async fn expire(&self, _: ExpireCall) -> Result<(), HookError> { Ok(()) }
-/// #     async fn release(&self, _: ReleaseCall) -> Result<(), HookError> { Ok(()) }
-/// # }
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), HookError> {
-/// use spid_hook::{Action, Call, testing};
-///
-/// let Call::Create(mut call) = testing::call(Action::Create) else { unreachable!() };
-/// call.sku = Some("enterprise".to_owned());
-/// call.items.insert("seats".to_owned(), "9".to_owned());
-/// let made = MyHook.create(*call).await?;
-/// assert_eq!(made, Provisioned::new().id("tenant-1"));
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
     /// Create the instance that was bought.
-    Create(Box<CreateCall>),
+    Create(CreateCall) {
+        /// The instance to create: pending, without an id.
+        instance: Instance,
+        /// The buyer's account at the marketplace.
+        buyer: Option<String>,
+        /// The product sold.
+        product: Option<String>,
+        /// The SKU sold.
+        sku: Option<String>,
+        /// True for a trial; `None` if the marketplace did not say.
+        trial: Option<bool>,
+        /// End of the term: the text as it was sent (`raw`) and the instant (`at`), which is absent if the text is
+        /// unreadable.
+        expires_on: Option<Expiry>,
+        /// The billed quantities beside the SKU, by name: for example `seats` with the value `5`.
+        items: BTreeMap<String, String>,
+    }
     /// Extend the term.
-    Renew(Box<RenewCall>),
+    Renew(RenewCall) {
+        /// The instance before the renewal.
+        instance: Instance,
+        /// New end of the term. Never earlier than before: a renewal that arrives late does not shorten the term
+        /// that a later renewal gave.
+        expires_on: Option<Timestamp>,
+        /// The expiry as this callback sent it. It may be earlier than `expires_on`.
+        expires_on_raw: Option<String>,
+        /// Previous end of the term.
+        previous_expires_on: Option<Timestamp>,
+        /// True if the instance is frozen and this renewal unfreezes it.
+        thaws: bool,
+    }
     /// Reverse a renewal.
-    RefundRenew(Box<RefundRenewCall>),
+    RefundRenew(RefundRenewCall) {
+        /// The instance before the refund.
+        instance: Instance,
+        /// New end of the term; earlier than before.
+        expires_on: Option<Timestamp>,
+        /// The expiry as this callback sent it.
+        expires_on_raw: Option<String>,
+        /// Previous end of the term.
+        previous_expires_on: Option<Timestamp>,
+    }
     /// Change the SKU or the billed quantities.
-    Upgrade(Box<UpgradeCall>),
+    Upgrade(UpgradeCall) {
+        /// The instance before the upgrade.
+        instance: Instance,
+        /// The SKU from now on.
+        sku: Option<String>,
+        /// The SKU before.
+        previous_sku: Option<String>,
+        /// All billed quantities from now on: the previous ones, with the changes of this callback.
+        items: BTreeMap<String, String>,
+        /// All billed quantities before.
+        previous_items: BTreeMap<String, String>,
+        /// The quantities that differ.
+        changes: BTreeMap<String, Change>,
+    }
     /// Stop the use and keep the data.
-    Expire(Box<ExpireCall>),
+    Expire(ExpireCall) {
+        /// The instance to freeze.
+        instance: Instance,
+    }
     /// Delete everything permanently.
-    Release(Box<ReleaseCall>),
+    Release(ReleaseCall) {
+        /// The instance to delete.
+        instance: Instance,
+        /// True if the buyer got the money back; `None` if the marketplace did not say, which does not mean "no".
+        refund: Option<bool>,
+        /// True if a create began and never finished. Something may exist under the create's `order_biz_id`, or
+        /// nothing. Delete what exists, and succeed if nothing does.
+        maybe_provisioned: bool,
+    }
     /// Let a buyer's browser sign on.
-    SignOn(Box<SignOnCall>),
+    SignOn(SignOnCall) {
+        /// The instance to sign on to. It may be frozen; the hook decides if a frozen instance may be used.
+        instance: Instance,
+    }
     /// Take note that an order was paid.
-    Payment(Box<PaymentCall>),
-    /// Handle a request that the dialect passes on without interpreting it.
-    Other(Box<OtherCall>),
+    Payment(PaymentCall) {
+        /// The instance that was paid for, if it is known.
+        instance: Option<Instance>,
+        /// The marketplace's id of the message.
+        request_id: Option<String>,
+        /// The buyer's account at the marketplace.
+        buyer: Option<String>,
+        /// The product that was paid for.
+        product: Option<String>,
+        /// The SKU that was paid for.
+        sku: Option<String>,
+    }
+    /// Handle a request that the dialect passes on without interpreting it, for example `createIdaas` of Alibaba or the
+    /// directory messages of KooGallery.
+    Other(OtherCall) {
+        /// The instance of the request, if it is known.
+        instance: Option<Instance>,
+        /// The buyer's account at the marketplace.
+        buyer: Option<String>,
+        /// The product of the request.
+        product: Option<String>,
+        /// The SKU of the request.
+        sku: Option<String>,
+        /// The request as a structure, for requests whose parameters hold lists in texts (KooGallery).
+        #[serde(skip_serializing_if = "Option::is_none")]
+        body: Option<serde_json::Value>,
+    }
 }
 
 impl Call {
@@ -313,51 +285,6 @@ impl Call {
                 Call::Other(Box::new(OtherCall::new(context, instance, callback)))
             }
         })
-    }
-
-    /// Returns the action.
-    pub fn action(&self) -> Action {
-        match self {
-            Call::Create(_) => Action::Create,
-            Call::Renew(_) => Action::Renew,
-            Call::RefundRenew(_) => Action::RefundRenew,
-            Call::Upgrade(_) => Action::Upgrade,
-            Call::Expire(_) => Action::Expire,
-            Call::Release(_) => Action::Release,
-            Call::SignOn(_) => Action::SignOn,
-            Call::Payment(_) => Action::Payment,
-            Call::Other(_) => Action::Other,
-        }
-    }
-
-    /// Returns the members of every call.
-    pub fn context(&self) -> &Context {
-        match self {
-            Call::Create(call) => &call.context,
-            Call::Renew(call) => &call.context,
-            Call::RefundRenew(call) => &call.context,
-            Call::Upgrade(call) => &call.context,
-            Call::Expire(call) => &call.context,
-            Call::Release(call) => &call.context,
-            Call::SignOn(call) => &call.context,
-            Call::Payment(call) => &call.context,
-            Call::Other(call) => &call.context,
-        }
-    }
-
-    /// Returns the instance, as the jobs that are done have left it, if there is one.
-    pub fn instance(&self) -> Option<&Instance> {
-        match self {
-            Call::Create(call) => Some(&call.instance),
-            Call::Renew(call) => Some(&call.instance),
-            Call::RefundRenew(call) => Some(&call.instance),
-            Call::Upgrade(call) => Some(&call.instance),
-            Call::Expire(call) => Some(&call.instance),
-            Call::Release(call) => Some(&call.instance),
-            Call::SignOn(call) => Some(&call.instance),
-            Call::Payment(call) => call.instance.as_ref(),
-            Call::Other(call) => call.instance.as_ref(),
-        }
     }
 
     /// Returns the values by which the call is routed; `spid route` shows the route. They equal [`Subject::new`] of the

@@ -2,44 +2,33 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Actions that a callback can ask for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// Create an instance.
-    Create,
-    /// Extend the term of an instance; unfreezes a frozen one.
-    Renew,
-    /// Take back a renewal: the only action that may lower the expiry.
-    RefundRenew,
-    /// Change the SKU or the billed quantities; the expiry stays.
-    Upgrade,
-    /// Freeze: the term ended or payment is in arrears. Data stays.
-    Expire,
-    /// Give up the instance for good.
-    Release,
-    /// Sign on the browser of a buyer.
-    SignOn,
-    /// Report a paid order: a message, so there is nothing to create.
-    Payment,
-    /// Query the result of an earlier request.
-    Query,
-    /// Any other action, known to the dialect or not.
-    #[default]
-    Other,
-}
-
-crate::words! { Action:
-    Create => "create",
-    Renew => "renew",
-    RefundRenew => "refund-renew",
-    Upgrade => "upgrade",
-    Expire => "expire",
-    Release => "release",
-    SignOn => "sign-on",
-    Payment => "payment",
-    Query => "query",
-    Other => "other",
+crate::words! {
+    /// Actions that a callback can ask for.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Action {
+        /// Create an instance.
+        Create = "create",
+        /// Extend the term of an instance; unfreezes a frozen one.
+        Renew = "renew",
+        /// Take back a renewal: the only action that may lower the expiry.
+        RefundRenew = "refund-renew",
+        /// Change the SKU or the billed quantities; the expiry stays.
+        Upgrade = "upgrade",
+        /// Freeze: the term ended or payment is in arrears. Data stays.
+        Expire = "expire",
+        /// Give up the instance for good.
+        Release = "release",
+        /// Sign on the browser of a buyer.
+        SignOn = "sign-on",
+        /// Report a paid order: a message, so there is nothing to create.
+        Payment = "payment",
+        /// Query the result of an earlier request.
+        Query = "query",
+        /// Any other action, known to the dialect or not.
+        #[default]
+        Other = "other",
+    }
 }
 
 impl Action {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::attempt::{Cut, End};
-use super::report::{After, Circumstance, Finding, FindingKind, Part, Report, Step, Value};
+use super::report::{After, Circumstance, Finding, FindingKind, Report, Step, Value};
 use crate::AttemptResult;
 
 pub(super) fn report(report: &Report, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,33 +38,11 @@ pub(super) fn finding(finding: &Finding, f: &mut fmt::Formatter<'_>) -> fmt::Res
     Ok(())
 }
 
-pub(super) const fn part(part: Part) -> &'static str {
-    match part {
-        Part::LifeCycle => "a full life cycle, every call twice",
-        Part::Trial => "a trial, upgraded while frozen, released while in use",
-        Part::Releases => "releases of instances that are incomplete, released, or never created",
-        Part::Orders => "several orders at once",
-        Part::Concurrent => "one call several times at once",
-        Part::Cuts => "attempts cut short, then tried again",
-    }
-}
-
 pub(super) fn step(step: Step, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let circumstance = match step.circumstance {
-        Circumstance::Usual => return write!(f, "{}", step.action),
-        Circumstance::PendingCreate => "of a pending create",
-        Circumstance::Thaws => "thaws",
-        Circumstance::Again => "again",
-        Circumstance::Trial => "trial",
-        Circumstance::Frozen => "while frozen",
-        Circumstance::InUse => "while in use",
-        Circumstance::NeverCreated => "of an instance that was never created",
-        Circumstance::AnswerLost => "its answer is lost",
-        Circumstance::CreateAnswerLost => "of a create whose answer was lost",
-        Circumstance::Released => "of a released instance",
-        Circumstance::AtOnce => "several orders at once",
-    };
-    write!(f, "{} ({circumstance})", step.action)
+    match step.circumstance {
+        Circumstance::Usual => write!(f, "{}", step.action),
+        circumstance => write!(f, "{} ({circumstance})", step.action),
+    }
 }
 
 /// Returns the sentence of a finding: its template, with the values in place of their names.

@@ -48,28 +48,24 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// A part of the test. `Display` is its title.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Part {
-    /// One instance from the payment to the release; every call is sent twice.
-    LifeCycle,
-    /// A trial that is upgraded while frozen and released while in use.
-    Trial,
-    /// Releases of instances that are incomplete, released, or never created.
-    Releases,
-    /// Several orders at once.
-    Orders,
-    /// One call several times at once.
-    Concurrent,
-    /// Attempts that are cut short.
-    Cuts,
-}
-
-impl Part {
-    /// All parts, in the order in which they run.
-    pub const ALL: [Part; 6] =
-        [Part::LifeCycle, Part::Trial, Part::Releases, Part::Orders, Part::Concurrent, Part::Cuts];
+crate::words! {
+    /// A part of the test, with its title. The parts run in this order.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    #[non_exhaustive]
+    pub enum Part {
+        /// One instance from the payment to the release; every call is sent twice.
+        LifeCycle = "a full life cycle, every call twice",
+        /// A trial that is upgraded while frozen and released while in use.
+        Trial = "a trial, upgraded while frozen, released while in use",
+        /// Releases of instances that are incomplete, released, or never created.
+        Releases = "releases of instances that are incomplete, released, or never created",
+        /// Several orders at once.
+        Orders = "several orders at once",
+        /// One call several times at once.
+        Concurrent = "one call several times at once",
+        /// Attempts that are cut short.
+        Cuts = "attempts cut short, then tried again",
+    }
 }
 
 /// Result of one part of the test.
@@ -85,29 +81,31 @@ pub struct Section {
     pub faults: u32,
 }
 
-/// Circumstance in which the test calls an action, if it is not the usual one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Circumstance {
-    #[default]
-    Usual,
-    /// A release of an instance whose create is pending.
-    PendingCreate,
-    /// A renewal of a frozen instance.
-    Thaws,
-    /// The second expire of one instance.
-    Again,
-    /// The instance is a trial.
-    Trial,
-    Frozen,
-    InUse,
-    NeverCreated,
-    /// The marketplace does not receive the answer of this call.
-    AnswerLost,
-    /// The marketplace did not receive the answer of the create.
-    CreateAnswerLost,
-    Released,
-    /// Several orders at once.
-    AtOnce,
+crate::words! {
+    /// Circumstance in which the test calls an action, if it is not the usual one.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub(super) enum Circumstance {
+        #[default]
+        Usual = "usual",
+        /// A release of an instance whose create is pending.
+        PendingCreate = "of a pending create",
+        /// A renewal of a frozen instance.
+        Thaws = "thaws",
+        /// The second expire of one instance.
+        Again = "again",
+        /// The instance is a trial.
+        Trial = "trial",
+        Frozen = "while frozen",
+        InUse = "while in use",
+        NeverCreated = "of an instance that was never created",
+        /// The marketplace does not receive the answer of this call.
+        AnswerLost = "its answer is lost",
+        /// The marketplace did not receive the answer of the create.
+        CreateAnswerLost = "of a create whose answer was lost",
+        Released = "of a released instance",
+        /// Several orders at once.
+        AtOnce = "several orders at once",
+    }
 }
 
 /// A step of the test: an action and its circumstance. `Display` is its name in the report.
@@ -329,12 +327,6 @@ impl fmt::Display for Report {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         english::finding(self, f)
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(english::part(*self))
     }
 }
 
