@@ -61,6 +61,9 @@ fn read_default_file(text: &str) -> Config {
         ("old", "fake-old-key"),
         ("hook-secret", secret),
         ("admin-token", "fake-admin-token-of-a-test"),
+        ("app-token", "fake-app-token-of-a-test"),
+        ("ram-key-id", "FAKERAMKEYID"),
+        ("ram-key", "fake-ram-key-of-a-test"),
         ("otlp-headers", "authorization: Bearer fake-token-of-a-collector"),
         ("koogallery-key", "fake-key-of-another-market"),
         ("koogallery-secret", "fake-secret-of-another-market"),
@@ -102,8 +105,10 @@ fn every_key_there_is_stands_in_the_default_file_once() {
     for key in known {
         let leaf = key.rsplit('.').next().unwrap();
         // Members of an inline table are within a line.
-        let written =
-            |line: &&str| line.starts_with(&format!("{leaf} = ")) || line.contains(&format!("{{ {leaf} = "));
+        let written = |line: &&str| {
+            let inline = ["{", ","].map(|before| format!("{before} {leaf} = "));
+            line.starts_with(&format!("{leaf} = ")) || inline.iter().any(|member| line.contains(member))
+        };
         assert!(
             text.lines().any(|line| written(&line)) || leaf == "label",
             "{key} is not in the default file"

@@ -26,7 +26,7 @@ use crate::net::{Drained, Handler, ServerOptions, ServerTls};
 use crate::observe::denied::DeniedRequests;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
-use crate::serve::app::App;
+use crate::serve::app::{App, AppOptions};
 use crate::serve::dispatch;
 use crate::serve::dispatch::{Dispatch, KnownEndpoint, KnownEndpoints};
 use crate::serve::intake::{Endpoint, Intake, Orphans};
@@ -72,6 +72,22 @@ struct RunningApp {
     address: SocketAddr,
     app: App,
     task: JoinHandle<Drained>,
+}
+
+impl RunningApp {
+    fn start(
+        app: Option<(TcpListener, AppOptions)>,
+        server: &ServerOptions,
+        (store, clock, metrics): (&Store, &Clock, &Metrics),
+        stop: &watch::Sender<bool>,
+        part: &dyn Fn(&'static str) -> Part,
+    ) -> Result<Option<RunningApp>, StartError> {
+        let Some((listener, options)) = app else { return Ok(None) };
+        let address = listener.local_addr()?;
+        let app = App::new(store.clone(), clock.clone(), metrics.clone(), options, stop.subscribe());
+        let task = serve(listener, server.clone(), app.clone(), stop, part("application's listener"));
+        Ok(Some(RunningApp { address, app, task }))
+    }
 }
 
 /// A component that must run until the stop. Dropped when the component ends for any reason, a panic included.
@@ -120,7 +136,6 @@ impl Daemon {
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check(&options, admin_address)?;
         let (metrics, clock) = (options.store.metrics.clone(), options.clock);
-        let app_clock = clock.clone();
         let (runner, runners) = watch::channel(options.runner);
         let (known, knowing) = watch::channel(known(&options.endpoints));
         let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
@@ -150,33 +165,18 @@ impl Daemon {
                 .telling(spans.clone());
         let liveness = Liveness::of(store.clone(), dispatch.iterated_at());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
-        let intake = Intake::new(store.clone(), clock, metrics.clone(), refusals, options.intake);
+        let intake = Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals, options.intake);
         let routes = Arc::new(Routes::new(options.endpoints, intake, options.access_policy));
         let (routes, behind) = watch::channel(routes);
         let (stop_listeners, _) = watch::channel(false);
         let listener_task = PublicListener::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
         let listener_task = serve(listener, spi, listener_task, &stop_listeners, part("listener"));
+        let shared = (&store, &clock, &metrics);
+        let app = RunningApp::start(options.app, &options.server, shared, &stop_listeners, &part)?;
         let admin = admin.map(|listener| {
-            serve(
-                listener,
-                options.server.clone(),
-                operators.clone(),
-                &stop_listeners,
-                part("admin listener"),
-            )
+            serve(listener, options.server, operators.clone(), &stop_listeners, part("admin listener"))
         });
-        let app = match options.app {
-            Some((listener, app)) => {
-                let app =
-                    App::new(store.clone(), app_clock, metrics.clone(), app, stop_listeners.subscribe());
-                let address = listener.local_addr()?;
-                let part = part("application's listener");
-                let task = serve(listener, options.server, app.clone(), &stop_listeners, part);
-                Some(RunningApp { address, app, task })
-            }
-            None => None,
-        };
         Ok(Daemon {
             address,
             admin_address,
