@@ -445,29 +445,8 @@ mod tests {
     use crate::hooks::runner::NamedHook;
     use crate::store::{Acceptance, StoreOptions};
     use spid_core::lifecycle::Policy;
-    use spid_hook::callback::{Callback, InstanceRef};
-    use spid_hook::{
-        CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
-    };
-
-    /// A hook whose create starts and never ends.
-    struct Endless(Arc<Notify>);
-
-    impl ProvisioningHook for Endless {
-        async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
-            self.0.notify_one();
-            std::future::pending().await
-        }
-        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
-            Err(HookError::refuse("not here"))
-        }
-        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
-            Err(HookError::refuse("not here"))
-        }
-        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
-            Err(HookError::refuse("not here"))
-        }
-    }
+    use spid_hook::AnyHook;
+    use spid_hook::callback::{Answer, Callback, InstanceRef};
 
     pub(super) fn a_create(order: &str, clock: &Clock) -> Acceptance {
         let subject = InstanceRef { instance_id: None, order_biz_id: Some(order.to_owned()) };
@@ -489,8 +468,13 @@ mod tests {
         let clock = Clock::System;
         let (store, _closed) = Store::temporary(StoreOptions::default(), clock.clone()).await.unwrap();
         let begun = Arc::new(Notify::new());
-        let runner =
-            Runner::new(vec![NamedHook::new("endless", Endless(begun.clone()))], Vec::new()).unwrap();
+        let begins = begun.clone();
+        // Its calls start and never end.
+        let hook = AnyHook::from_fn(move |_| {
+            begins.notify_one();
+            std::future::pending()
+        });
+        let runner = Runner::new(vec![NamedHook::new("endless", hook)], Vec::new()).unwrap();
         let (_runners, runner) = watch::channel(runner);
         let options = DispatchOptions { permits: 1, ..DispatchOptions::default() };
         let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), runner, options);
@@ -503,28 +487,20 @@ mod tests {
         running.abort();
     }
 
-    /// A hook that reports each call and then waits for a permit.
-    struct Gated {
+    /// A hook that reports each call with its name, and then waits for a permit.
+    fn gated(
         name: &'static str,
         called: mpsc::UnboundedSender<&'static str>,
         gate: Arc<tokio::sync::Semaphore>,
-    }
-
-    impl ProvisioningHook for Gated {
-        async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
-            let _ = self.called.send(self.name);
-            let _permit = self.gate.acquire().await;
-            Ok(Provisioned::new())
-        }
-        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
-            Err(HookError::refuse("not here"))
-        }
-        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
-            Err(HookError::refuse("not here"))
-        }
-        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
-            Err(HookError::refuse("not here"))
-        }
+    ) -> AnyHook {
+        AnyHook::from_fn(move |_| {
+            let _ = called.send(name);
+            let gate = gate.clone();
+            async move {
+                let _permit = gate.acquire().await;
+                Ok(Answer::default())
+            }
+        })
     }
 
     #[tokio::test]
@@ -534,7 +510,7 @@ mod tests {
         let (called, mut calls) = mpsc::unbounded_channel();
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         let runner = |name| {
-            let hook = Gated { name, called: called.clone(), gate: gate.clone() };
+            let hook = gated(name, called.clone(), gate.clone());
             Runner::new(vec![NamedHook::new("provision", hook)], Vec::new()).unwrap()
         };
         let (runners, current) = watch::channel(runner("old"));

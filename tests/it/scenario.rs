@@ -660,7 +660,7 @@ fn replay_never_takes_the_instance_of_another_account() {
     let denied = "token = \"wrong\"\nexpect = { status = 403, state = \"active\", within = \"300ms\" }";
     write("buy.toml", &format!("{HEAD}{}", step("buy", &format!("{params}{active}"))));
     write("denied.toml", &format!("{HEAD}{}", step("buy", &format!("{params}{denied}"))));
-    let mut daemon = Serving::start(folder.path(), &[]);
+    let daemon = Serving::start(folder.path(), &[]);
     let address = daemon.address().unwrap();
     let replay = |fixture: &str, path: &str, options: &[&str]| {
         let url = format!("http://{address}/{path}");

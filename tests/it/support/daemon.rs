@@ -8,21 +8,18 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use md5::{Digest, Md5};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
+use super::process::{PATIENCE, Process, address_in};
+
 /// Key of every endpoint. It must not appear in any output.
 pub(crate) const KEY: &str = "fake-canary-isv-key-7Q";
 /// Initial password in the answers of hooks. It may appear only in the answer to a create.
 pub(crate) const PASSWORD: &str = "fake-canary-initial-password-9Z";
-
-/// Maximum wait for an event that must come. Only a broken program needs that long.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Repeats the question until there is an answer.
 pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -457,60 +454,10 @@ impl Ran {
     }
 }
 
-/// Output of a daemon on stderr so far, and if it is complete.
-#[derive(Default)]
-struct Log {
-    text: Mutex<(String, bool)>,
-    grown: Condvar,
-}
-
-impl Log {
-    fn follow(self: Arc<Self>, stderr: impl Read) {
-        let mut stderr = BufReader::new(stderr);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = stderr.read_until(b'\n', &mut line).unwrap_or(0);
-            let mut text = self.text.lock().unwrap();
-            text.0.push_str(&String::from_utf8_lossy(&line));
-            text.1 = read == 0;
-            self.grown.notify_all();
-            if read == 0 {
-                return;
-            }
-        }
-    }
-
-    /// The line with these words that follows `before` similar lines.
-    fn line_with(&self, words: &str, before: usize) -> String {
-        self.line_with_one_of(&[words], before)
-    }
-
-    fn line_with_one_of(&self, words: &[&str], before: usize) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        let mut text = self.text.lock().unwrap();
-        loop {
-            if let Some(line) =
-                text.0.lines().filter(|line| words.iter().any(|words| line.contains(words))).nth(before)
-            {
-                return line.to_owned();
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!text.1 && !left.is_zero(), "the daemon never said {words:?}:\n{}", text.0);
-            text = self.grown.wait_timeout(text, left).unwrap().0;
-        }
-    }
-}
-
-/// Begin of the line with the addresses of the daemon.
-const READY_IN_JSON: &str = "\"message\":\"ready\",\"address\":\"";
-
 /// A running daemon.
 pub(crate) struct Daemon {
-    child: Child,
+    process: Process,
     pub(crate) address: SocketAddr,
-    log: Arc<Log>,
-    follower: Option<JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -519,52 +466,50 @@ impl Daemon {
         Daemon::follow(command)
     }
 
-    fn follow(mut command: Command) -> Daemon {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let log = Arc::new(Log::default());
-        let (stderr, followed) = (child.stderr.take().unwrap(), log.clone());
-        let follower = std::thread::spawn(move || followed.follow(stderr));
-        let mut daemon = Daemon { child, address: ([127, 0, 0, 1], 0).into(), log, follower: Some(follower) };
+    fn follow(command: Command) -> Daemon {
+        let mut daemon =
+            Daemon { process: Process::start(command, None), address: ([127, 0, 0, 1], 0).into() };
         // As text or as JSON.
-        let ready = daemon.log.line_with_one_of(&["ready address=", READY_IN_JSON], 0);
-        let rest = ready.split_once("ready address=").or_else(|| ready.split_once(READY_IN_JSON)).unwrap().1;
-        daemon.address = rest.split([' ', '"']).next().unwrap().parse().unwrap();
+        let ready = daemon.line_with(&["ready address=", "\"message\":\"ready\",\"address\":\""], 0);
+        daemon.address = address_in(&ready, "address");
         daemon
     }
 
     /// A daemon whose log is not read.
     fn unheard(child: Child, address: SocketAddr) -> Daemon {
-        let log = Arc::new(Log::default());
-        log.text.lock().unwrap().1 = true;
-        Daemon { child, address, log, follower: None }
+        Daemon { process: Process::unheard(child), address }
+    }
+
+    fn line_with(&self, words: &[&str], before: usize) -> String {
+        let line = self.process.line_with(words, before);
+        line.unwrap_or_else(|| panic!("the daemon never said {words:?}:\n{}", self.log()))
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Complete output on stderr so far.
     pub(crate) fn log(&self) -> String {
-        self.log.text.lock().unwrap().0.clone()
+        self.process.log()
     }
 
     /// Waits for these words on stderr.
     pub(crate) fn wait_for_log(&self, words: &str) -> String {
-        self.log.line_with(words, 0)
+        self.line_with(&[words], 0)
     }
 
     /// Reloads the configuration, and waits for the line with the result. There is one line per reload.
     pub(crate) fn reload(&self) -> String {
         let before = self.log().lines().filter(|line| line.contains("reload: ")).count();
         self.signal(rustix::process::Signal::HUP);
-        self.log.line_with("reload: ", before)
+        self.line_with(&["reload: "], before)
     }
 
     /// A page of the admin listener.
     pub(crate) fn admin(&self, path: &str) -> String {
         let ready = self.wait_for_log("ready address=");
-        let (_, rest) = ready.split_once("admin=").unwrap();
-        let address = rest.split(' ').next().unwrap().parse().unwrap();
+        let address = address_in(&ready, "admin");
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         exchange(address, &request).unwrap().body
     }
@@ -578,8 +523,7 @@ impl Daemon {
 
     /// Sends SIGTERM.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        self.process.signal(signal);
     }
 
     /// Lets its files grow again; see [`Home::start_on_a_full_disk`].
@@ -592,14 +536,13 @@ impl Daemon {
 
     /// Kills it like a power failure: no signal handler, no flush.
     pub(crate) fn kill(mut self) {
-        self.child.kill().unwrap();
-        let status = self.child.wait().unwrap();
+        let status = self.process.kill();
         assert_eq!(status.signal(), Some(9), "it had ended before it was killed: {status}\n{}", self.log());
     }
 
     /// Waits for its end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        until("the daemon ends", || self.child.try_wait().unwrap())
+        self.process.wait()
     }
 
     /// Stops it in order.
@@ -607,18 +550,11 @@ impl Daemon {
         self.signal(rustix::process::Signal::TERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log());
-        self.hear_out();
-        self.log()
-    }
-
-    fn hear_out(&mut self) {
-        if let Some(follower) = self.follower.take() {
-            follower.join().unwrap();
-        }
+        self.process.whole_log()
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.process.ended_within(Duration::ZERO).is_none()
     }
 
     /// Delivers a callback as the marketplace does.
@@ -655,12 +591,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
         if !std::thread::panicking() {
             // A hook that outlives the daemon must not hold stderr open: it has its own pipes.
-            self.hear_out();
-            assert_clean("the daemon's stderr", self.log().as_bytes(), &[KEY, PASSWORD]);
+            assert_clean("the daemon's stderr", self.process.whole_log().as_bytes(), &[KEY, PASSWORD]);
         } else {
             eprintln!("--- the daemon's stderr ---\n{}", self.log());
         }

@@ -24,6 +24,7 @@ pub(crate) mod faultfs;
 pub(crate) mod hook;
 pub(crate) mod machine;
 pub(crate) mod memory_store;
+pub(crate) mod process;
 #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
 pub(crate) mod random;
 pub(crate) mod said;

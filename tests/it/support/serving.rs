@@ -1,95 +1,58 @@
 //! The real `spid` binary with a configuration of the test, to be killed.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use spid_core::dialect::OutRequest;
 
+use super::process::{Process, address_in};
+
 /// A running daemon. Dropping it kills the daemon.
-pub(crate) struct Serving {
-    child: Child,
-    ready: Receiver<SocketAddr>,
-}
+pub(crate) struct Serving(Process);
 
 impl Serving {
     /// Starts `spid serve` on a free port with the configuration `spid.toml` in `folder`. Its log is appended to
     /// `spid.log` there, and its process id is in `daemon.pid`.
     pub(crate) fn start(folder: &Path, environment: &[(String, String)]) -> Serving {
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_spid"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spid"));
+        command
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
             .arg(folder.join("spid.toml"))
             .envs(environment.iter().cloned())
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        std::fs::write(folder.join("daemon.pid"), child.id().to_string()).unwrap();
-        let (sender, ready) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut log = OpenOptions::new().create(true).append(true).open(folder.join("spid.log")).unwrap();
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                if let Some(address) = address_in(&line) {
-                    let _ = sender.send(address);
-                }
-                writeln!(log, "{line}").unwrap();
-            }
-        });
-        Serving { child, ready }
+            .stdin(Stdio::null());
+        let log = OpenOptions::new().create(true).append(true).open(folder.join("spid.log")).unwrap();
+        let process = Process::start(command, Some(log));
+        std::fs::write(folder.join("daemon.pid"), process.id().to_string()).unwrap();
+        Serving(process)
     }
 
     /// Address of the daemon, as soon as it is ready. `None` if it dies before.
-    pub(crate) fn address(&mut self) -> Option<SocketAddr> {
-        match self.ready.recv_timeout(Duration::from_secs(30)) {
-            Ok(address) => Some(address),
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("the daemon is neither ready nor dead"),
-        }
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.0.line_with(&[" ready address="], 0).map(|ready| address_in(&ready, "address"))
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.0.id()
     }
 
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
+        self.0.kill();
     }
 
     /// SIGTERM.
     pub(crate) fn terminate(&self) {
-        let pid = rustix::process::Pid::from_raw(self.child.id().try_into().unwrap()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.0.signal(rustix::process::Signal::TERM);
     }
 
     /// Exit status, if it ends before the deadline.
     pub(crate) fn ended_within(&mut self, within: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + within;
-        loop {
-            match self.child.try_wait().unwrap() {
-                Some(status) => return Some(status),
-                None if Instant::now() >= deadline => return None,
-                None => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
+        self.0.ended_within(within)
     }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn address_in(line: &str) -> Option<SocketAddr> {
-    let (_, behind) = line.split_once(" ready address=")?;
-    behind.split(' ').next()?.parse().ok()
 }
 
 /// Sends a request and reads the body of the answer. `sent` is called after the request is written.

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use spid::hook::{
-    CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
-};
+use spid::hook::{AnyHook, Call, HookError};
 use spid::internals::hooks::log::LogHook;
 use spid::internals::hooks::runner::{NamedHook, Route, Runner};
 use spid::internals::net::{Client, ClientOptions, ClientRequest};
@@ -20,6 +18,7 @@ use spid_core::dialect::Sending;
 use spid_core::lifecycle::schedule::Schedule;
 use spid_core::signature::Keys;
 use spid_hook::Secret;
+use spid_hook::callback::Answer;
 use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -42,43 +41,27 @@ impl Slow {
     }
 }
 
-impl ProvisioningHook for Slow {
-    async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
-        let Slow(gate, running) = self;
-        running.begun.fetch_add(1, Ordering::SeqCst);
-        running.most.fetch_max(1 + running.now.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-        let let_go = gate.acquire().await;
-        running.now.fetch_sub(1, Ordering::SeqCst);
-        let_go?.forget();
-        Ok(Provisioned::new())
-    }
-    async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
-        Ok(Updated::new())
-    }
-    async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
-        Ok(())
-    }
-    async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
-        Ok(())
+impl From<Slow> for AnyHook {
+    fn from(Slow(gate, running): Slow) -> AnyHook {
+        AnyHook::from_fn(move |_| {
+            let (gate, running) = (gate.clone(), running.clone());
+            async move {
+                running.begun.fetch_add(1, Ordering::SeqCst);
+                running.most.fetch_max(1 + running.now.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+                let let_go = gate.acquire().await;
+                running.now.fetch_sub(1, Ordering::SeqCst);
+                let_go?.forget();
+                Ok(Answer::default())
+            }
+        })
     }
 }
 
-/// Fails the first attempt at each order.
-struct Flaky;
-
-impl ProvisioningHook for Flaky {
-    async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
-        if call.context.attempt == 1 { Err(HookError::retry("not yet")) } else { Ok(Provisioned::new()) }
-    }
-    async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
-        Ok(Updated::new())
-    }
-    async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
-        Ok(())
-    }
-    async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
-        Ok(())
-    }
+/// A hook that fails the first attempt at each order.
+fn flaky() -> AnyHook {
+    AnyHook::from_fn(async |call: Call| {
+        if call.context().attempt == 1 { Err(HookError::retry("not yet")) } else { Ok(Answer::default()) }
+    })
 }
 
 fn keys() -> Keys {
@@ -185,7 +168,7 @@ async fn a_hook_with_more_orders_than_may_wait_keeps_nobody_else_waiting() {
         ..DispatchOptions::default()
     };
     let slow = one_at_a_time(Slow::new(&gate));
-    let daemon = daemon_with(NamedHook::new("flaky", Flaky), slow, folder.path(), dispatch).await;
+    let daemon = daemon_with(NamedHook::new("flaky", flaky()), slow, folder.path(), dispatch).await;
     let slow: Vec<String> = (0..12).map(|number| format!("slow-{number}")).collect();
     for order in &slow {
         assert_eq!(buy(&daemon, order, "slow").await, r#"{"instanceId":"0"}"#);

@@ -14,16 +14,14 @@
 )]
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use spid::internals::store::Reader;
 use spid_core::dialect;
 use spid_core::dialect::Sending;
@@ -34,10 +32,9 @@ use tempfile::TempDir;
 
 use crate::support::faultfs;
 use crate::support::machine::skipped;
+use crate::support::process::{PATIENCE, Process, address_in};
 use crate::support::random::Random;
 
-/// Maximum wait. A test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: &str = "fake-fault-key";
 
 /// The preload library. Prints why the test is skipped and returns `None` if it is missing.
@@ -191,53 +188,9 @@ impl Ended {
 
 /// A running daemon.
 pub(crate) struct Daemon {
-    child: Child,
+    process: Process,
     address: SocketAddr,
     admin: SocketAddr,
-    log: Log,
-}
-
-struct Log {
-    text: Arc<Mutex<String>>,
-    lines: Receiver<String>,
-}
-
-impl Log {
-    fn of(stderr: impl Read + Send + 'static) -> Log {
-        let text = Arc::new(Mutex::new(String::new()));
-        let (sender, lines) = channel();
-        let kept = text.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut kept = kept.lock().unwrap();
-                kept.push_str(&line);
-                kept.push('\n');
-                let _ = sender.send(line);
-            }
-        });
-        Log { text, lines }
-    }
-
-    /// Waits for a line that contains `what`. `None` if the log ended without one.
-    fn line_with(&self, what: &str) -> Option<String> {
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) if line.contains(what) => return Some(line),
-                Ok(_) => {}
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(error) => panic!("{error} for `{what}`:\n{}", self.all()),
-            }
-        }
-    }
-
-    fn until_end(&self) -> String {
-        while self.lines.recv_timeout(PATIENCE).is_ok() {}
-        self.all()
-    }
-
-    fn all(&self) -> String {
-        self.text.lock().unwrap().clone()
-    }
 }
 
 /// Records each call before it does anything; then gives the same answer each time.
@@ -405,17 +358,14 @@ fn torn(safe: &[u8], on_its_way: &[u8], random: &mut Option<Random>) -> Vec<u8> 
 
 impl Daemon {
     fn spawn(mut command: Command) -> Result<Daemon, Ended> {
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = Log::of(child.stderr.take().unwrap());
-        match log.line_with(" ready ") {
+        command.stdin(Stdio::null());
+        let mut process = Process::start(command, None);
+        match process.line_with(&[" ready "], 0) {
             Some(line) => {
-                let address = |name: &str| {
-                    let text = line.split(name).nth(1).unwrap().split(' ').next().unwrap();
-                    text.parse().unwrap()
-                };
-                Ok(Daemon { address: address(" address="), admin: address(" admin="), child, log })
+                let [address, admin] = [" address", " admin"].map(|name| address_in(&line, name));
+                Ok(Daemon { process, address, admin })
             }
-            None => Err(Ended { status: child.wait().unwrap(), log: log.all() }),
+            None => Err(Ended { status: process.wait(), log: process.whole_log() }),
         }
     }
 
@@ -442,7 +392,7 @@ impl Daemon {
         match stream.read_to_string(&mut text) {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                panic!("no answer to {target}:\n{}", self.log.all())
+                panic!("no answer to {target}:\n{}", self.log())
             }
             Err(_) => return None,
         }
@@ -453,32 +403,22 @@ impl Daemon {
 
     /// Kills it like `kill -9`. Returns its log.
     pub(crate) fn kill(mut self) -> String {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.log.until_end()
+        self.process.kill();
+        self.process.whole_log()
     }
 
     /// Stops it, and waits for its end.
-    pub(crate) fn stop(mut self) -> Ended {
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let status = self.child.wait().unwrap();
-        Ended { status, log: self.log.until_end() }
+    pub(crate) fn stop(self) -> Ended {
+        self.process.signal(Signal::TERM);
+        self.ended()
     }
 
     /// Waits until it ends by itself.
     pub(crate) fn ended(mut self) -> Ended {
-        let log = self.log.until_end();
-        Ended { status: self.child.wait().unwrap(), log }
+        Ended { status: self.process.wait(), log: self.process.whole_log() }
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.all()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.log()
     }
 }

@@ -258,7 +258,7 @@ async fn lives_of_a_market_are_exported_and_replayed_to_the_same_end() {
     let (lived, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let start = |folder: &Path| {
         prepare(folder);
-        let mut daemon = Serving::start(folder, &[]);
+        let daemon = Serving::start(folder, &[]);
         let url = format!("http://{}/spi", daemon.address().unwrap());
         (daemon, url)
     };

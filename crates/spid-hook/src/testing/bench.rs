@@ -308,7 +308,7 @@ impl<'a> Bench<'a> {
 
     // Answers.
 
-    /// Checks that the answer can be sent to a ordersplace.
+    /// Checks that the answer can be sent to a marketplace.
     pub(super) fn judge_answer(&mut self, order: &Order, job: &Job, answer: &Answer) {
         if job.step.action == Action::Create {
             self.judge_id(order, job, &id_of(order, answer));
@@ -330,7 +330,7 @@ impl<'a> Bench<'a> {
         if let Some(fault) = fault_of_id(id) {
             return self.fault(FindingKind::BadId, job, After::Nothing, vec![("fault", text(fault))]);
         }
-        // The ordersplace's own names are in this table, too, so an id may not be the name of another order.
+        // The marketplace's own names are in this table, too, so an id may not be the name of another order.
         let owner = self.names.entry(id.to_owned()).or_insert_with(|| order.name.clone());
         if *owner != order.name {
             let values = vec![("other", text(&*owner)), ("order", text(&order.name)), ("id", text(id))];
