@@ -152,7 +152,7 @@ impl ExecHook {
             command.current_dir(folder);
         }
         let child = command.spawn().map_err(|error| self.not_started(program, &error))?;
-        // GroupMark the group before the caller writes the call: a killed daemon must find every hook that got a call.
+        // Mark the group before the caller writes the call: a killed daemon must find every hook that got a call.
         let mut group = Group::led_by(&child);
         group.mark(orphaned_hooks, &context.idempotency_key);
         Ok((child, group))
@@ -212,7 +212,7 @@ pub(super) fn unmarked(hook: Arc<ExecHook>) -> AnyHook {
 /// is used for at most [`EXIT_GRACE_MS`] after that, and the system assigns every other number first.
 struct Group {
     leader: Option<Pid>,
-    /// GroupMark of the group, removed after the group is killed.
+    /// Mark of the group, removed after the group is killed.
     mark: Option<GroupMark>,
 }
 
