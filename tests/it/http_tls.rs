@@ -232,7 +232,11 @@ async fn our_own_client_sends_nothing_to_a_server_with_a_wrong_certificate() {
         (another_name, &authority, "not valid for name"),
         (expired, &authority, "expired"),
         (future, &authority, "not valid yet"),
-        (rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap(), &other, "invalid peer certificate"),
+        (
+            rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap(),
+            &other,
+            "invalid peer certificate",
+        ),
     ] {
         authority.issue_with(parameters);
         let server = start(patient(authority.load())).await;
