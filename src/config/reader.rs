@@ -255,7 +255,10 @@ impl<'a> Table<'a> {
     pub(super) fn removed(&self, key: &'static str, variables: &[&str]) {
         let text = format!("has no effect since {REMOVED_SINCE}; remove it");
         let mut notes = self.reader.notes.borrow_mut();
-        if let Some(item) = self.item(key) {
+        // Read only if it is there: a key that was read is a suggestion for an unknown one.
+        if self.peek(key).is_some()
+            && let Some(item) = self.item(key)
+        {
             let origin = Origin::File { line: Some(item.line()) };
             notes.warnings.push(Mistake { key: self.path(key), origin, text: text.clone() });
         }

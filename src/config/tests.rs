@@ -252,6 +252,9 @@ fn a_key_of_an_earlier_version_is_a_warning_with_its_line() {
     );
     // The head alone, as the default file of the last version has it.
     assert!(read(&complete("[rate]\n"), &[], &[]).is_ok());
+    // A removed key is no suggestion.
+    let wrong = lines_with(&complete("[qqqqqqqq]\n"), &[]).join("\n");
+    assert!(wrong.contains("use server, policy"), "{wrong}");
 }
 
 // Mistakes.

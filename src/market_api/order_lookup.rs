@@ -17,7 +17,7 @@ use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Out
 use crate::observe::limits;
 use spid_core::dialect;
 use spid_core::dialect::{DetailsError, Dialect, OrderApi, OrderLookup};
-use spid_core::query::Pair;
+use spid_core::query::canonical;
 use spid_core::signature::{AccessKey, UnsignedRequest};
 use spid_hook::callback::Callback;
 
@@ -85,27 +85,6 @@ impl OrderLookupClient {
             .with_header("x-sdk-date", date)
             .with_header("authorization", authorization))
     }
-}
-
-/// Canonical query: names and values sorted, everything encoded except the unreserved characters of RFC 3986.
-fn canonical(query: &[Pair]) -> String {
-    let mut pairs: Vec<String> =
-        query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
-    pairs.sort();
-    pairs.join("&")
-}
-
-fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                encoded.push(char::from(byte))
-            }
-            other => encoded.push_str(&format!("%{other:02X}")),
-        }
-    }
-    encoded
 }
 
 /// Reason why the order details are still unknown.

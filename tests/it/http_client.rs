@@ -236,3 +236,57 @@ async fn bytes_after_an_answer_never_become_the_answer_to_the_next_call() {
         server.abort();
     }
 }
+
+/// Waits no longer than a loaded machine may need.
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap()
+}
+
+/// A request that ends without a complete answer ends its connection, too: a kept one would bring the late answer to the
+/// next call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_without_a_complete_answer_is_closed() {
+    let endings: [(&str, &[u8]); 5] = [
+        ("no complete response", b""),
+        ("no complete response", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no"),
+        ("no complete response", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n"),
+        ("longer than 100 bytes", b"HTTP/1.1 200 OK\r\ncontent-length: 101\r\n\r\n"),
+        ("no usable HTTP response", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok!"),
+    ];
+    for (said, bytes) in endings {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            assert_eq!(read_call(&mut peer).await, Some(7));
+            peer.write_all(bytes).await.unwrap();
+            // The end of the connection, or its reset, and not another request.
+            assert_eq!(peer.read(&mut [0; 1]).await.unwrap_or_default(), 0, "{said}");
+        });
+        let client = Client::new(ClientOptions {
+            total: Duration::from_millis(500),
+            body_max_bytes: 100,
+            keep: 4,
+            ..ClientOptions::default()
+        });
+        let error = soon(client.send(ClientRequest::post(url, "text/plain", "7"))).await.unwrap_err();
+        assert!(error.to_string().contains(said) && error.may_have_arrived(), "{error}");
+        soon(server).await.unwrap();
+    }
+}
+
+/// Interim answers earn a server no more time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interim_answers_without_end_are_too_late() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    let server = tokio::spawn(async move {
+        let (mut peer, _) = listener.accept().await.unwrap();
+        while peer.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await.is_ok() {}
+    });
+    let total = Duration::from_millis(500);
+    let client = Client::new(ClientOptions { total, keep: 4, ..ClientOptions::default() });
+    let error = soon(client.send(ClientRequest::post(url, "text/plain", "7"))).await.unwrap_err();
+    assert!(error.may_have_arrived(), "{error}");
+    soon(server).await.unwrap();
+}

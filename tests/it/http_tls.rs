@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spid::internals::net::{
-    Client, ClientOptions, ClientRequest, Drained, Handler, HttpFault, Request, Response, ServerOptions,
-    ServerTls, Tls, Url, serve,
+    Client, ClientError, ClientOptions, ClientRequest, Drained, Handler, HttpFault, Request, Response,
+    ServerOptions, ServerTls, Tls, Url, serve,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,9 +58,13 @@ impl Authority {
 
     /// Writes a new certificate for `name` and its key over the old ones.
     fn issue(&self, name: &str) {
+        self.issue_with(
+            rcgen::CertificateParams::new(vec![name.to_owned(), "127.0.0.1".to_owned()]).unwrap(),
+        );
+    }
+
+    fn issue_with(&self, parameters: rcgen::CertificateParams) {
         let key = rcgen::KeyPair::generate().unwrap();
-        let parameters =
-            rcgen::CertificateParams::new(vec![name.to_owned(), "127.0.0.1".to_owned()]).unwrap();
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(self.file("certificate.pem"), certificate.pem() + &self.issuer.pem()).unwrap();
         std::fs::write(self.file("key.pem"), key.serialize_pem()).unwrap();
@@ -213,6 +217,38 @@ async fn our_own_client_is_served_again_and_again_over_one_connection() {
     let answer = soon(client.send(posted)).await.unwrap();
     assert_eq!(answer.body, format!("POST /spi {body}"));
     assert_eq!(server.stop().await, Drained { finished: true, left: 0 });
+}
+
+/// Nothing of a request is sent to a server that cannot prove its name.
+#[tokio::test]
+async fn our_own_client_sends_nothing_to_a_server_with_a_wrong_certificate() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let mut expired = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let mut future = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    future.not_before = rcgen::date_time_ymd(2200, 1, 1);
+    let another_name = rcgen::CertificateParams::new(vec!["isv.example".to_owned()]).unwrap();
+    for (parameters, trusts, said) in [
+        (another_name, &authority, "not valid for name"),
+        (expired, &authority, "expired"),
+        (future, &authority, "not valid yet"),
+        (
+            rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap(),
+            &other,
+            "invalid peer certificate",
+        ),
+    ] {
+        authority.issue_with(parameters);
+        let server = start(patient(authority.load())).await;
+        let client = trusts.client(4);
+        for _ in 0..2 {
+            let request = ClientRequest::post(server.url("/spi"), "text/plain", "x");
+            let error = soon(client.send(request)).await.unwrap_err();
+            assert!(error.to_string().contains(said), "{said}: {error}");
+            assert!(matches!(error, ClientError::Connect { .. }) && !error.may_have_arrived(), "{error:?}");
+        }
+        server.stop().await;
+    }
 }
 
 #[tokio::test]
