@@ -450,6 +450,49 @@ fn key_and_address_come_from_the_configuration() {
 }
 
 #[test]
+fn tools_that_play_the_marketplace_take_key_and_address_from_the_configuration() {
+    let home = Home::with_log_hook();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replace("127.0.0.1:0", &format!("127.0.0.1:{port}")));
+    let _daemon = home.start();
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/spi-fixtures/alibaba/life.toml");
+    let url = format!("http://127.0.0.1:{port}/spi");
+    for arguments in [
+        &["replay", "--quiet", "--config", "spid.toml", fixture][..],
+        &["replay", "--quiet", "--config", "spid.toml", "--to", &url, "--set", "vars.order=again", fixture],
+        &[
+            "simulate",
+            "--config",
+            "spid.toml",
+            "--orders",
+            "2",
+            "--rate",
+            "50",
+            "--day",
+            "100ms",
+            "--retry",
+            "50ms",
+        ],
+        &["conformance", "--config", "spid.toml", "--only", "create"],
+    ] {
+        let ran = home.run(arguments);
+        assert!(!ran.stderr.contains("there is no"), "{arguments:?}: {}", ran.stderr);
+        assert!(matches!(ran.code, 0 | 1), "{arguments:?}: {} {}", ran.code, ran.stderr);
+    }
+    let elsewhere =
+        home.run(&["replay", "--config", "spid.toml", "--to", "http://127.0.0.1:1/other", fixture]);
+    assert_eq!(elsewhere.code, 64);
+    assert!(
+        elsewhere.stderr.contains("no endpoint of the configuration has the path `/other`"),
+        "{}",
+        elsewhere.stderr
+    );
+    let nothing = home.run(&["simulate", "--dev"]);
+    assert_eq!(nothing.code, 64);
+}
+
+#[test]
 fn help_lists_the_commands_by_purpose() {
     let home = Home::empty();
     let help = home.run(&["--help"]).stdout;

@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::cli::{Exit, Failure};
 use crate::config::{self, DEV_KEY, EndpointAccess, Environment, ProcessEnvironment};
+use crate::net::Url;
 use spid_core::dialect::Dialect;
 use spid_core::signature::{Key, Keys};
 use spid_hook::Secret;
@@ -27,6 +28,30 @@ pub(crate) struct KeyArguments {
     dev: bool,
 }
 
+/// Arguments that name an endpoint under test, and its key.
+#[derive(Args)]
+pub(crate) struct EndpointArguments {
+    /// URL of the endpoint, as the marketplace would be given it. The default is the endpoint of --config, on this machine.
+    #[arg(long, value_name = "URL", required_unless_present = "config")]
+    to: Option<Url>,
+    #[command(flatten)]
+    key: KeyArguments,
+    /// Configuration of the daemon, which has the key and the address of the endpoint.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Endpoint of the configuration, if it has several.
+    #[arg(long, value_name = "NAME", requires = "config")]
+    endpoint: Option<String>,
+}
+
+impl EndpointArguments {
+    /// Returns the URL and the keys.
+    pub(crate) fn resolve(&self) -> Result<(Url, Keys), Failure> {
+        let access = self.key.access(self.config.as_deref(), self.endpoint.as_deref())?;
+        Ok((access.url_or(self.to.as_ref())?, access.keys))
+    }
+}
+
 /// Endpoint that a command signs for, or verifies for.
 pub(crate) struct Access {
     pub(crate) keys: Keys,
@@ -34,6 +59,20 @@ pub(crate) struct Access {
     pub(crate) dialect: Option<&'static dyn Dialect>,
     /// URL of the configured endpoint at this machine; `None` behind TLS, where only a name is valid.
     pub(crate) url: Option<String>,
+}
+
+impl Access {
+    /// Returns the given URL, or else that of the configured endpoint.
+    pub(crate) fn url_or(&self, given: Option<&Url>) -> Result<Url, Failure> {
+        if let Some(url) = given {
+            return Ok(url.clone());
+        }
+        // A key on the command line goes before the configuration, and has no address.
+        let Some(text) = &self.url else {
+            return Err(Failure::new(Exit::Usage, "there is no URL of the endpoint").hint("give --to URL"));
+        };
+        text.parse().map_err(|error| Failure::new(Exit::Config, format!("the URL `{text}`: {error}")))
+    }
 }
 
 impl KeyArguments {
@@ -64,9 +103,8 @@ impl KeyArguments {
     /// Key, dialect and address: of these options, or else of an endpoint of the configuration. The name of the
     /// endpoint is optional if there is only one.
     pub(crate) fn access(&self, config: Option<&Path>, name: Option<&str>) -> Result<Access, Failure> {
-        let is_given = self.key_file.is_some() || self.key_env.is_some() || self.dev;
         // `SPID_CONFIG` applies to every command, so a key on the command line goes before it.
-        if is_given {
+        if self.is_given() {
             return Ok(Access { keys: self.keys()?, dialect: None, url: None });
         }
         let Some(config) = config else {
@@ -95,6 +133,32 @@ impl KeyArguments {
         };
         let url = (!is_tls).then(|| format!("http://{}{path}", here(*listen)));
         Ok(Access { keys: endpoint.keys.clone(), dialect: Some(endpoint.dialect), url })
+    }
+}
+
+impl KeyArguments {
+    /// Key, dialect and address, like [`KeyArguments::access`]. The URL chooses the endpoint of the configuration by its
+    /// path.
+    pub(crate) fn access_at(&self, config: Option<&Path>, url: Option<&Url>) -> Result<Access, Failure> {
+        let (Some(file), Some(url)) = (config, url) else { return self.access(config, None) };
+        if self.is_given() {
+            return self.access(config, None);
+        }
+        let called = url.target().split('?').next().unwrap_or_default();
+        let found = config::endpoints_of(file, &ProcessEnvironment)?;
+        match found.iter().find(|access| access.path == called) {
+            Some(access) => self.access(config, Some(&access.endpoint.name)),
+            None => Err(Failure::new(
+                Exit::Usage,
+                format!("no endpoint of the configuration has the path `{called}`"),
+            )
+            .hint("give the key: --key-file FILE or --key-env NAME")),
+        }
+    }
+
+    /// Returns true if the key is named on the command line.
+    fn is_given(&self) -> bool {
+        self.key_file.is_some() || self.key_env.is_some() || self.dev
     }
 }
 

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use jiff::tz::TimeZone;
 
-use crate::cli::keys::arguments::KeyArguments;
+use crate::cli::keys::arguments::EndpointArguments;
 use crate::cli::lab::scenario::{Progress, expect_this_machine, interrupted, write_file};
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, runtime};
@@ -21,11 +21,8 @@ use spid_core::span::Span;
 
 #[derive(Args)]
 pub(crate) struct ConformanceArguments {
-    /// URL of the SPI endpoint under test, as the marketplace would be given it.
-    #[arg(long, value_name = "URL")]
-    to: Url,
     #[command(flatten)]
-    key: KeyArguments,
+    endpoint: EndpointArguments,
     /// Highest level to test: must, should (and must), or hardening (everything).
     #[arg(long, value_name = "LEVEL", default_value = "hardening")]
     level: Level,
@@ -122,7 +119,8 @@ fn write_files(arguments: &ConformanceArguments, report: &SelfTestReport) -> Don
 }
 
 fn suite(arguments: &ConformanceArguments) -> Result<Suite, Failure> {
-    for url in std::iter::once(&arguments.to).chain(&arguments.sign_on_url) {
+    let (to, keys) = arguments.endpoint.resolve()?;
+    for url in std::iter::once(&to).chain(&arguments.sign_on_url) {
         expect_this_machine(
             url,
             arguments.yes,
@@ -145,7 +143,7 @@ fn suite(arguments: &ConformanceArguments) -> Result<Suite, Failure> {
         },
         zone,
         within: arguments.within.0,
-        ..Suite::new(arguments.to.clone(), arguments.key.keys()?)
+        ..Suite::new(to, keys)
     })
 }
 

@@ -24,9 +24,9 @@ pub(crate) struct ReplayArguments {
     /// Fixture files; see docs/fixtures.md.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// URL of the endpoint.
-    #[arg(long, value_name = "URL")]
-    to: Url,
+    /// URL of the endpoint. The default is the only endpoint of --config, on this machine.
+    #[arg(long, value_name = "URL", required_unless_present = "config")]
+    to: Option<Url>,
     #[command(flatten)]
     key: KeyArguments,
     /// Override a value of every fixture, like `vars.order=order-7` or `buy.params.skuId=…`.
@@ -35,7 +35,7 @@ pub(crate) struct ReplayArguments {
     /// Database of the daemon, to check the states of instances as well.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     db: Option<PathBuf>,
-    /// Configuration of the daemon, which names the database and the account of each path.
+    /// Configuration of the daemon, which names the database, and the account and the key of each path.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Seller account of the instances. With --config, the default is the account of the endpoint at the URL's path.
@@ -95,7 +95,8 @@ pub(crate) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
 }
 
 fn target(arguments: &ReplayArguments) -> Result<Target, Failure> {
-    let mut target = Target::new(arguments.to.clone(), arguments.key.keys()?);
+    let access = arguments.key.access_at(arguments.config.as_deref(), arguments.to.as_ref())?;
+    let mut target = Target::new(access.url_or(arguments.to.as_ref())?, access.keys);
     target.keep_going = arguments.keep_going;
     for text in &arguments.endpoints {
         let (name, url) = pair(text, "an endpoint: expected NAME=URL")?;

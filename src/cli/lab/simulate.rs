@@ -4,14 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::keys::arguments::KeyArguments;
+use crate::cli::keys::arguments::EndpointArguments;
 use crate::cli::lab::scenario::{Progress, expect_this_machine, interrupted, write_file};
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, runtime};
 use crate::lab::simulator::Simulator;
 use crate::lab::simulator::ledger::{Ledger, LossKind, Summary};
 use crate::lab::simulator::plan::Plan;
-use crate::net::Url;
 use crate::observe::limits;
 use spid_core::span::Span;
 use spid_hook::id::Id;
@@ -23,11 +22,8 @@ const DAY_MAX: Span = Span::from_millis(5 * 60_000);
 
 #[derive(Args)]
 pub(crate) struct SimulateArguments {
-    /// URL of the SPI endpoint under test.
-    #[arg(long, value_name = "URL")]
-    to: Url,
     #[command(flatten)]
-    key: KeyArguments,
+    endpoint: EndpointArguments,
     /// Number of orders.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=limits::MARKET_ORDERS_MAX_COUNT))]
     orders: u32,
@@ -97,8 +93,9 @@ fn verdict(summary: &Summary, all: usize) -> Done {
 }
 
 fn simulator(arguments: &SimulateArguments) -> Result<Simulator, Failure> {
+    let (to, keys) = arguments.endpoint.resolve()?;
     expect_this_machine(
-        &arguments.to,
+        &to,
         arguments.yes,
         "and the simulation really buys there",
         "add --yes to allow it; only instances that the simulation releases are given back",
@@ -120,7 +117,7 @@ fn simulator(arguments: &SimulateArguments) -> Result<Simulator, Failure> {
         day: arguments.day.0,
         every: arguments.retry.0,
         minute: arguments.minute.0,
-        ..Simulator::new(arguments.to.clone(), arguments.key.keys()?, plan, &run)
+        ..Simulator::new(to, keys, plan, &run)
     })
 }
 
