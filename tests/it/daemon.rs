@@ -444,6 +444,10 @@ fn key_and_address_come_from_the_configuration() {
     assert!(several.stderr.contains("hint: use alibaba-cn, jdcloud-cn"), "{}", several.stderr);
     let chosen = home.run(&[signed.as_slice(), &["--endpoint", "jdcloud-cn"]].concat());
     assert!(chosen.stdout.starts_with("http://127.0.0.1:0/jd?"), "{}{}", chosen.stdout, chosen.stderr);
+    // A key beside the name of an endpoint would sign for it with a key that is not its own.
+    let both =
+        home.run(&["sign", "--dev", "--config", "spid.toml", "--endpoint", "jdcloud-cn", "createInstance"]);
+    assert!(both.code == 64 && both.stderr.contains("--endpoint"), "{}", both.stderr);
     let none = home.run(&["sign", "createInstance"]);
     assert_eq!(none.code, 64);
     assert!(none.stderr.contains("--config FILE"), "{}", none.stderr);

@@ -681,6 +681,7 @@ fn replay_never_takes_the_instance_of_another_account() {
         "{told}"
     );
     assert_eq!(replay("buy.toml", "one", &["--db", "spid.db", "--account", "one"]).0, 0);
+    assert_eq!(replay("buy.toml", "one", &["--account", "one"]).0, 64);
 }
 
 /// Errors that another implementation of JSON Schema finds, as an editor does.

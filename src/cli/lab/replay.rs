@@ -187,6 +187,11 @@ fn reader(arguments: &ReplayArguments) -> Result<Option<Reader>, Failure> {
     let path = match (&arguments.db, &arguments.config) {
         (Some(db), _) => db.clone(),
         (None, Some(file)) => config::store_of(file, &ProcessEnvironment)?.0,
+        // Without a database no state is checked, and the user would believe that it was.
+        (None, None) if arguments.account.is_some() => {
+            return Err(Failure::new(Exit::Usage, "`--account` needs the database of the instances")
+                .hint("add --config FILE or --db FILE"));
+        }
         (None, None) => return Ok(None),
     };
     Ok(Some(Reader::open(&path)?))
