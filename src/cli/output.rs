@@ -54,8 +54,12 @@ impl Output {
 
     /// Writes a table of rows that know their columns.
     pub(super) fn rows<R: Row>(&mut self, rows: &[R]) -> Result<(), Failure> {
-        let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
-        self.table(R::HEADER, &cells)
+        let header: Vec<&str> = R::COLUMNS.iter().map(|(name, _)| *name).collect();
+        let mut lines = Vec::new();
+        for row in rows {
+            lines.push(R::COLUMNS.iter().map(|(_, cell)| cell(row)).collect());
+        }
+        self.table(&header, &lines)
     }
 
     /// Writes a table: a header, and rows with one cell for each column. Columns are as wide as their widest cell.
@@ -73,13 +77,13 @@ impl Output {
     }
 }
 
-/// Row of a table for people.
-pub(super) trait Row {
-    /// Names of the columns.
-    const HEADER: &'static [&'static str];
+/// Column of a table: its name, and the text of its cell in a row.
+pub(super) type Column<R> = (&'static str, fn(&R) -> String);
 
-    /// One cell for each column.
-    fn cells(&self) -> Vec<String>;
+/// Row of a table for people.
+pub(super) trait Row: Sized + 'static {
+    /// Columns of the table.
+    const COLUMNS: &'static [Column<Self>];
 }
 
 /// Returns the lines of a table.

@@ -229,13 +229,10 @@ fn options(table: &Table<'_>) -> Options {
             Err(wrong) => Err(format!("not the URL of {what}: {wrong}")),
         }
     };
+    let success = SuccessAs::ALL.map(|success| (success.as_str(), success));
     Options {
         timezone: table.value("timezone", default.timezone, zone),
-        success_as: table.choice(
-            "success_as",
-            default.success_as,
-            &[("boolean", SuccessAs::Boolean), ("string", SuccessAs::String)],
-        ),
+        success_as: table.choice("success_as", default.success_as, &success),
         public_url: table.optional("public_url", url("this endpoint as a browser reaches it")),
         test_url: table.optional("test_url", url("an application")),
         field_cipher: table.choice(

@@ -20,8 +20,7 @@ impl std::str::FromStr for LogFormat {
     type Err = String;
 
     fn from_str(word: &str) -> Result<LogFormat, String> {
-        let found = LogFormat::ALL.into_iter().find(|format| format.as_str() == word);
-        found.ok_or_else(|| "use text or json".to_owned())
+        LogFormat::from_word(word).ok_or_else(|| "use text or json".to_owned())
     }
 }
 

@@ -287,11 +287,7 @@ struct PolicyTable {
 fn policy(table: &Table<'_>) -> PolicyTable {
     table.removed("key_unused_after", &["SPID_POLICY__KEY_UNUSED_AFTER"]);
     let default = spid_core::lifecycle::Policy::default();
-    let words = [
-        ("refuse", UnknownInstance::Refuse),
-        ("succeed", UnknownInstance::Succeed),
-        ("adopt", UnknownInstance::Adopt),
-    ];
+    let words = UnknownInstance::ALL.map(|choice| (choice.as_str(), choice));
     let of_millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
     let window = table.duration("sign_on_window", of_millis(default.sign_on_window_ms));
     if millis(window) > limits::SIGN_ON_WINDOW_MAX_MS {

@@ -66,7 +66,7 @@ pub(super) fn proxies(server: &Table<'_>) -> Proxies {
             "one network contains every address, so every caller could forge its address; list only the networks of your proxies",
         );
     }
-    let words = [("x-forwarded-for", ProxyHeader::XForwardedFor), ("forwarded", ProxyHeader::Forwarded)];
+    let words = ProxyHeader::ALL.map(|header| (header.as_str(), header));
     Proxies { trusted, header: server.choice("proxy_header", ProxyHeader::default(), &words) }
 }
 

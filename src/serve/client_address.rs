@@ -99,15 +99,16 @@ pub struct Proxies {
     pub header: ProxyHeader,
 }
 
-/// Header in which a proxy writes the address of its client.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProxyHeader {
-    /// `X-Forwarded-For`: written by nearly all proxies.
-    #[default]
-    XForwardedFor,
-    /// `Forwarded` (RFC 7239).
-    Forwarded,
+spid_hook::words! {
+    /// Header in which a proxy writes the address of its client.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub enum ProxyHeader {
+        /// `X-Forwarded-For`: written by nearly all proxies.
+        #[default]
+        XForwardedFor = "x-forwarded-for",
+        /// `Forwarded` (RFC 7239).
+        Forwarded = "forwarded",
+    }
 }
 
 impl Proxies {
@@ -142,12 +143,8 @@ impl Proxies {
 
     /// Returns the addresses that the proxies wrote, the nearest proxy first.
     fn hops<'a>(&self, headers: &'a Headers) -> Box<dyn Iterator<Item = Option<IpAddr>> + 'a> {
-        let name = match self.header {
-            ProxyHeader::XForwardedFor => "x-forwarded-for",
-            ProxyHeader::Forwarded => "forwarded",
-        };
-        let lines: Vec<&str> =
-            headers.all(name).map(|line| std::str::from_utf8(line).unwrap_or("?")).collect();
+        let lines = headers.all(self.header.as_str());
+        let lines: Vec<&str> = lines.map(|line| std::str::from_utf8(line).unwrap_or("?")).collect();
         // Later header lines and later elements are nearer: read both from the end.
         let lines = lines.into_iter().rev();
         match self.header {

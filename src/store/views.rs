@@ -261,12 +261,7 @@ impl Reader {
     /// # Errors
     /// Fails like [`Reader::find`].
     pub fn life(&self, name: &str, account: Option<&str>) -> Result<InstanceHistory, ViewError> {
-        let instance = self.find(name, account)?;
-        let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
-        let (mut callbacks, mut jobs) = (self.callbacks(&filter)?, self.jobs(&filter)?);
-        callbacks.reverse();
-        jobs.reverse();
-        Ok(InstanceHistory { instance, callbacks, jobs, older: false })
+        self.latest(name, account, usize::MAX)
     }
 
     /// Returns the latest part of an instance's history.

@@ -171,6 +171,18 @@ pub(super) struct ActForm<'a> {
     pub(super) field: Field,
 }
 
+impl<'a> ActForm<'a> {
+    /// Form of an operation that needs no account and no further input.
+    pub(super) fn new(
+        act: &'static str,
+        label: &'static str,
+        target: &'a str,
+        hint: &'static str,
+    ) -> ActForm<'a> {
+        ActForm { act, label, target, account: None, hint, field: Field::Nothing }
+    }
+}
+
 /// Additional input of an operation, beside the acting person and the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Field {
@@ -238,27 +250,14 @@ fn hidden(name: &'static str, value: &str) -> Markup {
 /// Operations on a job that waits for an operator.
 pub(super) fn job_acts(context: &PageContext, job: Id, instance: Option<(&str, &str)>) -> Markup {
     let id = job.to_string();
-    let retry = ActForm {
-        act: "retry",
-        label: "Retry",
-        target: &id,
-        account: None,
-        hint: "Runs the hook once, now. The attempt does not count against the retry schedule.",
-        field: Field::Nothing,
-    };
-    let drop = ActForm {
-        act: "drop",
-        label: "Drop",
-        hint: "Cancels the job without running it. Jobs behind it go on; jobs behind a create end, too.",
-        ..retry
-    };
-    let complete = instance.map(|(name, account)| ActForm {
-        act: "complete",
-        label: "Complete",
-        target: name,
-        account: Some(account),
-        hint: "Completes the waiting job with this answer, if you did the work by hand.",
-        field: Field::Answer,
+    let hint = "Runs the hook once, now. The attempt does not count against the retry schedule.";
+    let retry = ActForm::new("retry", "Retry", &id, hint);
+    let hint = "Cancels the job without running it. Jobs behind it go on; jobs behind a create end, too.";
+    let drop = ActForm::new("drop", "Drop", &id, hint);
+    let hint = "Completes the waiting job with this answer, if you did the work by hand.";
+    let complete = instance.map(|(name, account)| {
+        let form = ActForm::new("complete", "Complete", name, hint);
+        ActForm { account: Some(account), field: Field::Answer, ..form }
     });
     html! {
         (act(context, &retry))
@@ -269,43 +268,21 @@ pub(super) fn job_acts(context: &PageContext, job: Id, instance: Option<(&str, &
 
 /// Operation on an attention item for which no job and no decision waits.
 pub(super) fn dismiss_act(context: &PageContext, callback: i64) -> Markup {
-    let dismiss = ActForm {
-        act: "dismiss",
-        label: "Dismiss",
-        target: &callback.to_string(),
-        account: None,
-        hint: "Removes the item from the list. Nothing else changes.",
-        field: Field::Nothing,
-    };
-    act(context, &dismiss)
+    let (number, hint) = (callback.to_string(), "Removes the item from the list. Nothing else changes.");
+    act(context, &ActForm::new("dismiss", "Dismiss", &number, hint))
 }
 
 /// Operations on a held callback.
 pub(super) fn held_acts(context: &PageContext, callback: i64, reason_code: Option<&str>) -> Markup {
     let number = callback.to_string();
-    let conflicting = reason_code == Some("conflicting-create");
-    let approve = ActForm {
-        act: "approve",
-        label: "Approve",
-        target: &number,
-        account: None,
-        hint: "Approves the callback, so that it runs.",
-        field: if conflicting { Field::Instead } else { Field::Nothing },
-    };
-    let settle = ActForm {
-        act: "settle",
-        label: "Settle",
-        hint: "For a repeat of finished work: the next delivery is answered with success, and nothing runs.",
-        field: Field::Nothing,
-        ..approve
-    };
-    let reject = ActForm {
-        act: "reject",
-        label: "Reject",
-        hint: "Rejects the callback and its redeliveries. The marketplace learns that you declined, not the reason.",
-        field: Field::Nothing,
-        ..approve
-    };
+    let mut approve = ActForm::new("approve", "Approve", &number, "Approves the callback, so that it runs.");
+    if reason_code == Some("conflicting-create") {
+        approve.field = Field::Instead;
+    }
+    let hint = "For a repeat of finished work: the next delivery is answered with success, and nothing runs.";
+    let settle = ActForm::new("settle", "Settle", &number, hint);
+    let hint = "Rejects the callback and its redeliveries. The marketplace learns that you declined, not the reason.";
+    let reject = ActForm::new("reject", "Reject", &number, hint);
     html! { (act(context, &approve)) (act(context, &settle)) (act(context, &reject)) }
 }
 

@@ -7,7 +7,7 @@ use maud::{Markup, html};
 
 use super::super::target::Target;
 use super::super::{Admin, Fault};
-use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
+use super::parts::{self, ActForm, badge, facts, held_acts, job_acts, moment, nothing, section, time};
 use super::{NavigationEntry, Page, PageContext, Paged, words};
 use crate::store::{AttemptRow, AuditEntry, CallbackRow, Disposition, InstanceHistory, JobRow, Reader};
 use spid_core::lifecycle::schedule::JobState;
@@ -140,15 +140,10 @@ fn waits(state: JobState) -> bool {
 }
 
 fn release_act(context: &PageContext, name: &str, account: &str) -> Markup {
-    let release = ActForm {
-        act: "release",
-        label: "Release",
-        target: name,
-        account: Some(account),
-        hint: "Releases the instance as if the marketplace had asked for it. The hook runs. This cannot be undone.",
-        field: Field::Nothing,
-    };
-    parts::act(context, &release)
+    let hint =
+        "Releases the instance as if the marketplace had asked for it. The hook runs. This cannot be undone.";
+    let form = ActForm::new("release", "Release", name, hint);
+    parts::act(context, &ActForm { account: Some(account), ..form })
 }
 
 fn events(context: &PageContext, shown: &Timeline) -> Markup {

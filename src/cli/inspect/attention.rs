@@ -2,9 +2,9 @@
 
 use clap::{Args, Subcommand};
 
-use super::{ListArguments, text};
+use super::{ListArguments, or_dash, text};
 use crate::cli::Done;
-use crate::cli::output::{Output, Row};
+use crate::cli::output::{Column, Output, Row};
 use crate::cli::repair;
 use crate::store::AttentionItem;
 use spid_hook::callback::Action;
@@ -50,35 +50,23 @@ pub(crate) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
 }
 
 impl Row for AttentionItem {
-    const HEADER: &'static [&'static str] = &[
-        "REASON",
-        "CALLBACK",
-        "ACTION",
-        "INSTANCE",
-        "ORDER",
-        "BUYER",
-        "DELIVERIES",
-        "SINCE",
-        "DEADLINE",
-        "DETAIL",
+    const COLUMNS: &'static [Column<AttentionItem>] = &[
+        ("REASON", |item| item.reason.to_string()),
+        ("CALLBACK", |item| or_dash(item.callback)),
+        ("ACTION", |item| text(item.action.map(Action::as_str))),
+        ("INSTANCE", |item| text(item.instance.as_deref())),
+        ("ORDER", |item| text(item.order.as_deref())),
+        ("BUYER", |item| text(item.buyer.as_deref())),
+        ("DELIVERIES", deliveries),
+        ("SINCE", |item| item.since.to_string()),
+        ("DEADLINE", |item| or_dash(item.deadline)),
+        ("DETAIL", |item| item.detail.clone()),
     ];
+}
 
-    fn cells(&self) -> Vec<String> {
-        let deliveries = match self.delivery_limit {
-            Some(limit) => format!("{}/{limit}", self.deliveries),
-            None => self.deliveries.to_string(),
-        };
-        vec![
-            self.reason.as_str().to_owned(),
-            self.callback.map_or_else(|| "-".to_owned(), |number| number.to_string()),
-            text(self.action.map(Action::as_str)),
-            text(self.instance.as_deref()),
-            text(self.order.as_deref()),
-            text(self.buyer.as_deref()),
-            deliveries,
-            self.since.to_string(),
-            self.deadline.map_or_else(|| "-".to_owned(), |at| at.to_string()),
-            self.detail.clone(),
-        ]
+fn deliveries(item: &AttentionItem) -> String {
+    match item.delivery_limit {
+        Some(limit) => format!("{}/{limit}", item.deliveries),
+        None => item.deliveries.to_string(),
     }
 }

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::ListArguments;
 use crate::cli::Done;
-use crate::cli::output::{Output, Row};
+use crate::cli::output::{Column, Output, Row};
 use crate::store::AuditEntry;
 
 #[derive(Args)]
@@ -22,10 +22,11 @@ pub(crate) fn audit(arguments: AuditArguments, output: &mut Output) -> Done {
 }
 
 impl Row for AuditEntry {
-    const HEADER: &'static [&'static str] = &["AT", "WHO", "ACT", "TARGET", "WHY"];
-
-    fn cells(&self) -> Vec<String> {
-        let AuditEntry { at, who, act, target, why } = self;
-        vec![at.to_string(), who.clone(), act.clone(), target.clone(), why.clone()]
-    }
+    const COLUMNS: &'static [Column<AuditEntry>] = &[
+        ("AT", |row| row.at.to_string()),
+        ("WHO", |row| row.who.clone()),
+        ("ACT", |row| row.act.clone()),
+        ("TARGET", |row| row.target.clone()),
+        ("WHY", |row| row.why.clone()),
+    ];
 }

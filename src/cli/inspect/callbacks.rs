@@ -3,9 +3,9 @@
 use clap::Subcommand;
 
 use super::export;
-use super::{ListArguments, ShowArguments, text, time};
+use super::{ListArguments, ShowArguments, or_dash, text};
 use crate::cli::Done;
-use crate::cli::output::{Output, Row, shown};
+use crate::cli::output::{Column, Output, Row, shown};
 use crate::cli::repair;
 use crate::store::{CallbackDetail, CallbackRow, Filter, ListedCallback};
 
@@ -83,21 +83,16 @@ pub(super) fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done
 }
 
 impl Row for CallbackRow {
-    const HEADER: &'static [&'static str] =
-        &["CALLBACK", "ACTION", "ENDPOINT", "RESULT", "DELIVERIES", "FIRST", "REPORTED", "REASON"];
-
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.number.to_string(),
-            self.action.to_string(),
-            self.endpoint.clone(),
-            self.disposition.as_str().to_owned(),
-            self.tries(),
-            self.received_at.to_string(),
-            time(self.reported_at),
-            text(self.reason.as_deref()),
-        ]
-    }
+    const COLUMNS: &'static [Column<CallbackRow>] = &[
+        ("CALLBACK", |row| row.number.to_string()),
+        ("ACTION", |row| row.action.to_string()),
+        ("ENDPOINT", |row| row.endpoint.clone()),
+        ("RESULT", |row| row.disposition.to_string()),
+        ("DELIVERIES", CallbackRow::tries),
+        ("FIRST", |row| row.received_at.to_string()),
+        ("REPORTED", |row| or_dash(row.reported_at)),
+        ("REASON", |row| text(row.reason.as_deref())),
+    ];
 }
 
 fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
@@ -107,34 +102,18 @@ fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
 }
 
 impl Row for ListedCallback {
-    const HEADER: &'static [&'static str] = &[
-        "CALLBACK",
-        "ACTION",
-        "ENDPOINT",
-        "INSTANCE",
-        "BUYER",
-        "RESULT",
-        "DELIVERIES",
-        "FIRST",
-        "REPORTED",
-        "REASON",
+    const COLUMNS: &'static [Column<ListedCallback>] = &[
+        ("CALLBACK", |listed| listed.row.number.to_string()),
+        ("ACTION", |listed| listed.row.action.to_string()),
+        ("ENDPOINT", |listed| listed.row.endpoint.clone()),
+        ("INSTANCE", |listed| if listed.names.is_empty() { "-".to_owned() } else { listed.names.join(", ") }),
+        ("BUYER", |listed| text(listed.buyer.as_deref())),
+        ("RESULT", |listed| listed.row.disposition.to_string()),
+        ("DELIVERIES", |listed| listed.row.tries()),
+        ("FIRST", |listed| listed.row.received_at.to_string()),
+        ("REPORTED", |listed| or_dash(listed.row.reported_at)),
+        ("REASON", |listed| text(listed.row.reason.as_deref())),
     ];
-
-    fn cells(&self) -> Vec<String> {
-        let ListedCallback { row, names, buyer } = self;
-        vec![
-            row.number.to_string(),
-            row.action.to_string(),
-            row.endpoint.clone(),
-            if names.is_empty() { "-".to_owned() } else { names.join(", ") },
-            text(buyer.as_deref()),
-            row.disposition.as_str().to_owned(),
-            row.tries(),
-            row.received_at.to_string(),
-            time(row.reported_at),
-            text(row.reason.as_deref()),
-        ]
-    }
 }
 
 fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use clap::Subcommand;
 
 use super::callbacks::show_callback;
-use super::{JOB_HINT, ListArguments, ShowArguments, text};
+use super::{JOB_HINT, ListArguments, ShowArguments, or_dash, text};
 use crate::cli::Done;
-use crate::cli::output::{Output, Row};
+use crate::cli::output::{Column, Output, Row};
 use crate::cli::repair;
 use crate::store::HeldItem;
 
@@ -69,19 +69,14 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
 }
 
 impl Row for HeldItem {
-    const HEADER: &'static [&'static str] =
-        &["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "DELIVERIES", "JOB", "REASON"];
-
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.callback.to_string(),
-            self.kind.to_owned(),
-            self.action.to_owned(),
-            text(self.instance.as_deref()),
-            self.since.to_string(),
-            self.tries.clone(),
-            self.job.map_or_else(|| "-".to_owned(), |id| id.to_string()),
-            self.reason.clone(),
-        ]
-    }
+    const COLUMNS: &'static [Column<HeldItem>] = &[
+        ("CALLBACK", |row| row.callback.to_string()),
+        ("KIND", |row| row.kind.to_owned()),
+        ("ACTION", |row| row.action.to_owned()),
+        ("INSTANCE", |row| text(row.instance.as_deref())),
+        ("SINCE", |row| row.since.to_string()),
+        ("DELIVERIES", |row| row.tries.clone()),
+        ("JOB", |row| or_dash(row.job)),
+        ("REASON", |row| row.reason.clone()),
+    ];
 }

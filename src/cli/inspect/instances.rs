@@ -5,9 +5,9 @@ use clap::Subcommand;
 use super::callbacks::callbacks_table;
 use super::decrypt::{self, RevealArguments, WithSecrets};
 use super::export;
-use super::{ListArguments, ShowArguments, text, time};
+use super::{ListArguments, ShowArguments, or_dash, text};
 use crate::cli::Done;
-use crate::cli::output::{Output, Row, shown};
+use crate::cli::output::{Column, Output, Row, shown};
 use crate::cli::repair;
 use crate::cli::words;
 use crate::store::{Filter, InstanceHistory, InstanceRow};
@@ -79,22 +79,16 @@ pub(crate) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
 }
 
 impl Row for InstanceRow {
-    const HEADER: &'static [&'static str] =
-        &["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES", "CLAIMED"];
-
-    fn cells(&self) -> Vec<String> {
-        let instance = &self.instance;
-        vec![
-            text(self.name()),
-            instance.state.to_string(),
-            instance.account.clone(),
-            text(instance.buyer.as_deref()),
-            text(instance.product.as_deref()),
-            text(instance.sku.as_deref()),
-            time(instance.expires_on),
-            time(instance.claimed_at),
-        ]
-    }
+    const COLUMNS: &'static [Column<InstanceRow>] = &[
+        ("ID", |row| text(row.name())),
+        ("STATE", |row| row.instance.state.to_string()),
+        ("ACCOUNT", |row| row.instance.account.clone()),
+        ("BUYER", |row| text(row.instance.buyer.as_deref())),
+        ("PRODUCT", |row| text(row.instance.product.as_deref())),
+        ("SKU", |row| text(row.instance.sku.as_deref())),
+        ("EXPIRES", |row| or_dash(row.instance.expires_on)),
+        ("CLAIMED", |row| or_dash(row.instance.claimed_at)),
+    ];
 }
 
 fn print_life(life: &InstanceHistory, output: &mut Output) -> Done {
@@ -112,9 +106,9 @@ fn print_life(life: &InstanceHistory, output: &mut Output) -> Done {
         ("sku", text(instance.sku.as_deref())),
         ("items", if items.is_empty() { "-".to_owned() } else { items.join(", ") }),
         ("trial", instance.trial.map_or_else(|| "-".to_owned(), |trial| trial.to_string())),
-        ("expires_on", time(instance.expires_on)),
+        ("expires_on", or_dash(instance.expires_on)),
         ("created_at", instance.created_at.to_string()),
-        ("claimed_at", time(instance.claimed_at)),
+        ("claimed_at", or_dash(instance.claimed_at)),
         ("tenant", text(instance.tenant.as_deref())),
     ];
     for (name, value) in facts {

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::decrypt::{self, RevealArguments, WithSecrets};
 use super::ids::job_id;
-use super::{JOB_HINT, ListArguments, ShowArguments, text, time};
-use crate::cli::output::{Output, Row, shown};
+use super::{JOB_HINT, ListArguments, ShowArguments, or_dash, text};
+use crate::cli::output::{Column, Output, Row, shown};
 use crate::cli::{Done, Failure, repair, words};
 use crate::config::RouteList;
 use crate::store::{Filter, JobDetail, JobRow, ListedJob, Reader};
@@ -112,46 +112,35 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
 }
 
 impl Row for RoutedJob {
-    const HEADER: &'static [&'static str] =
-        &["JOB", "ACTION", "STATE", "INSTANCE", "ORDER", "HOOK", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
-
-    fn cells(&self) -> Vec<String> {
-        let RoutedJob { job: ListedJob { row, instance_name, order, .. }, hook } = self;
-        vec![
-            row.id.to_string(),
-            row.action.to_string(),
-            row.state.as_str().to_owned(),
-            text(instance_name.as_deref()),
-            text(order.as_deref()),
-            text(hook.as_deref()),
-            row.attempts.to_string(),
-            row.created_at.to_string(),
-            due_or_ended(row),
-            text(row.note.as_deref()),
-        ]
-    }
+    const COLUMNS: &'static [Column<RoutedJob>] = &[
+        ("JOB", |routed| routed.job.row.id.to_string()),
+        ("ACTION", |routed| routed.job.row.action.to_string()),
+        ("STATE", |routed| routed.job.row.state.to_string()),
+        ("INSTANCE", |routed| text(routed.job.instance_name.as_deref())),
+        ("ORDER", |routed| text(routed.job.order.as_deref())),
+        ("HOOK", |routed| text(routed.hook.as_deref())),
+        ("ATTEMPTS", |routed| routed.job.row.attempts.to_string()),
+        ("CREATED", |routed| routed.job.row.created_at.to_string()),
+        ("DUE/ENDED", |routed| due_or_ended(&routed.job.row)),
+        ("NOTE", |routed| text(routed.job.row.note.as_deref())),
+    ];
 }
 
 /// Queued jobs show their next attempt, other jobs their end.
 fn due_or_ended(row: &JobRow) -> String {
-    if row.state == JobState::Queued { row.due_at.to_string() } else { time(row.ended_at) }
+    if row.state == JobState::Queued { row.due_at.to_string() } else { or_dash(row.ended_at) }
 }
 
 impl Row for JobRow {
-    const HEADER: &'static [&'static str] =
-        &["JOB", "ACTION", "STATE", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
-
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.id.to_string(),
-            self.action.to_string(),
-            self.state.as_str().to_owned(),
-            self.attempts.to_string(),
-            self.created_at.to_string(),
-            due_or_ended(self),
-            text(self.note.as_deref()),
-        ]
-    }
+    const COLUMNS: &'static [Column<JobRow>] = &[
+        ("JOB", |row| row.id.to_string()),
+        ("ACTION", |row| row.action.to_string()),
+        ("STATE", |row| row.state.to_string()),
+        ("ATTEMPTS", |row| row.attempts.to_string()),
+        ("CREATED", |row| row.created_at.to_string()),
+        ("DUE/ENDED", due_or_ended),
+        ("NOTE", |row| text(row.note.as_deref())),
+    ];
 }
 
 fn print_job(detail: &JobDetail, output: &mut Output) -> Done {

@@ -13,7 +13,6 @@ pub(crate) mod jobs;
 pub(crate) mod lines;
 
 use clap::Args;
-use jiff::Timestamp;
 
 use crate::cli::{Exit, Failure, StoreArguments};
 use crate::observe::limits;
@@ -63,6 +62,7 @@ fn text(text: Option<&str>) -> String {
     text.unwrap_or("-").to_owned()
 }
 
-pub(crate) fn time(at: Option<Timestamp>) -> String {
-    at.map_or_else(|| "-".to_owned(), |at| at.to_string())
+/// Text of a value, or a dash.
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::cli::output::{Output, Row};
+use crate::cli::inspect::or_dash;
+use crate::cli::output::{Column, Output, Row};
 use crate::cli::repair;
 use crate::cli::repair::prune::Ticker;
 use crate::cli::{Done, Exit, Failure, StoreArguments};
@@ -60,12 +61,11 @@ struct KeyLine {
 }
 
 impl Row for KeyLine {
-    const HEADER: &'static [&'static str] = &["KEY", "WHICH", "SEALED"];
-
-    fn cells(&self) -> Vec<String> {
-        let key = self.key.map_or_else(|| "-".to_owned(), |key| key.to_string());
-        vec![key, self.which.to_owned(), self.sealed.to_string()]
-    }
+    const COLUMNS: &'static [Column<KeyLine>] = &[
+        ("KEY", |line| or_dash(line.key)),
+        ("WHICH", |line| line.which.to_owned()),
+        ("SEALED", |line| line.sealed.to_string()),
+    ];
 }
 
 fn status(arguments: &StatusArguments, output: &mut Output) -> Done {

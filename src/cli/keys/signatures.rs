@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::app::in_process;
-use crate::cli::inspect::time;
-use crate::cli::output::{Output, Row};
+use crate::cli::inspect::or_dash;
+use crate::cli::output::{Column, Output, Row};
 use crate::cli::{Done, Inside};
 use crate::config::{Config, ProcessEnvironment};
 use crate::serve::intake::Endpoint;
@@ -90,11 +90,11 @@ pub(crate) fn keys(arguments: &KeysArguments, hook: Option<Inside>, output: &mut
 }
 
 impl Row for SignatureKey {
-    const HEADER: &'static [&'static str] = &["ENDPOINT", "KEY", "POSITION", "LAST-USED", "SINCE"];
-
-    fn cells(&self) -> Vec<String> {
-        let position = if self.current { "current" } else { "previous" };
-        let (endpoint, label) = (self.endpoint.clone(), self.label.clone());
-        vec![endpoint, label, position.to_owned(), time(self.used_at), time(self.since)]
-    }
+    const COLUMNS: &'static [Column<SignatureKey>] = &[
+        ("ENDPOINT", |key| key.endpoint.clone()),
+        ("KEY", |key| key.label.clone()),
+        ("POSITION", |key| if key.current { "current" } else { "previous" }.to_owned()),
+        ("LAST-USED", |key| or_dash(key.used_at)),
+        ("SINCE", |key| or_dash(key.since)),
+    ];
 }

@@ -225,7 +225,7 @@ impl SimulatorRun {
         let date = self.date(purchased_at, event.until_days);
         let order = format!("{}-{}", entry.biz, event.order);
         let id = entry.id.clone().unwrap_or_default();
-        let (payment, sku) = (format!("{order}-paid"), event.sku.name());
+        let (payment, sku) = (format!("{order}-paid"), event.sku.as_str());
         let order_params = [
             ("aliUid", entry.buyer.as_str()),
             ("orderBizId", &entry.biz),

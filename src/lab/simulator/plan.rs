@@ -1,26 +1,19 @@
 //! Plan of a simulation, made from a seed: the same seed gives the same plan.
 
-/// SKUs of a product, with prices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sku {
-    /// The smallest SKU.
-    Basic,
-    /// The SKU that most buyers upgrade to.
-    Pro,
-    /// The largest SKU.
-    Max,
+spid_hook::words! {
+    /// SKUs of a product. Their words are the `skuId`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Sku {
+        /// The smallest SKU.
+        Basic = "yuncode0000100001",
+        /// The SKU that most buyers upgrade to.
+        Pro = "yuncode0000100002",
+        /// The largest SKU.
+        Max = "yuncode0000100003",
+    }
 }
 
 impl Sku {
-    /// Returns the `skuId`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Sku::Basic => "yuncode0000100001",
-            Sku::Pro => "yuncode0000100002",
-            Sku::Max => "yuncode0000100003",
-        }
-    }
-
     /// Returns the simulated price for a month, in yuan.
     pub const fn price(self) -> u64 {
         match self {

@@ -249,15 +249,16 @@ impl Default for Options {
     }
 }
 
-/// JSON type of the marketplaces' `success`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SuccessAs {
-    /// `true`, as in the documentation's tables.
-    #[default]
-    Boolean,
-    /// `"true"`, as in the documentation's samples.
-    String,
+spid_hook::words! {
+    /// JSON type of the marketplaces' `success`.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub enum SuccessAs {
+        /// `true`, as in the documentation's tables.
+        #[default]
+        Boolean = "boolean",
+        /// `"true"`, as in the documentation's samples.
+        String = "string",
+    }
 }
 
 const FORM_TYPE: &str = "application/x-www-form-urlencoded";

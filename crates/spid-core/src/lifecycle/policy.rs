@@ -1,20 +1,19 @@
 //! Policy of the seller.
 
-use serde::{Deserialize, Serialize};
-
 use crate::limits;
 
-/// Policies for a callback about an instance that spid did not create.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UnknownInstance {
-    /// Refuse. The marketplace calls again, so the problem is noticed.
-    #[default]
-    Refuse,
-    /// Report success and do nothing: for sellers who moved to spid and serve earlier customers elsewhere.
-    Succeed,
-    /// Create a record and run the hook.
-    Adopt,
+spid_hook::words! {
+    /// Policies for a callback about an instance that spid did not create.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub enum UnknownInstance {
+        /// Refuse. The marketplace calls again, so the problem is noticed.
+        #[default]
+        Refuse = "refuse",
+        /// Report success and do nothing: for sellers who moved to spid and serve earlier customers elsewhere.
+        Succeed = "succeed",
+        /// Create a record and run the hook.
+        Adopt = "adopt",
+    }
 }
 
 /// Policy of the seller.

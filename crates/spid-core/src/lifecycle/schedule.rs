@@ -50,22 +50,19 @@ impl JobState {
     }
 }
 
-/// Kind of the next attempt: scheduled or unscheduled.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Extra {
-    /// Scheduled.
-    #[default]
-    No,
-    /// Unscheduled, requested while the job waited.
-    Waiting,
-    /// Unscheduled, for a dead job.
-    Dead,
-}
-
-impl Extra {
-    /// All values; the index of a value is the number that is stored.
-    pub const ALL: [Extra; 3] = [Extra::No, Extra::Waiting, Extra::Dead];
+spid_hook::words! {
+    /// Kind of the next attempt: scheduled or unscheduled.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Extra {
+        /// Scheduled.
+        #[default]
+        No = "no",
+        /// Unscheduled, requested while the job waited.
+        Waiting = "waiting",
+        /// Unscheduled, for a dead job.
+        Dead = "dead",
+    }
 }
 
 /// Retry schedule: the waits between attempts.

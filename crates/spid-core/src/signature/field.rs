@@ -22,8 +22,7 @@ const IV_BYTES: usize = 16;
 const IV_LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789Aa";
 
 /// Key size of field encryption.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Cipher {
     /// AES with 256 bits, the vendor's default.
     #[default]
