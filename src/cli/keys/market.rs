@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::app::in_process;
-use crate::cli::output::{Output, Row, shown};
+use crate::cli::output::{Column, Output, Row};
 use crate::cli::{Done, Exit, Failure, Inside, runtime};
 use crate::config::{Config, ProcessEnvironment};
 use crate::market_api::client::{CallError, MarketClient, Site};
@@ -47,13 +47,13 @@ struct Checked {
 }
 
 impl Row for Checked {
-    const HEADER: &'static [&'static str] = &["MARKET", "GROUP", "OPERATION", "RESULT", "DETAIL"];
-
-    fn cells(&self) -> Vec<String> {
-        let result = if self.ok { "ok" } else { self.class.unwrap_or("failed") };
-        let cells = [&self.market, self.group, self.operation, result, &self.detail];
-        cells.map(shown).to_vec()
-    }
+    const COLUMNS: &'static [Column<Checked>] = &[
+        ("MARKET", |checked| checked.market.clone()),
+        ("GROUP", |checked| checked.group.to_owned()),
+        ("OPERATION", |checked| checked.operation.to_owned()),
+        ("RESULT", |checked| if checked.ok { "ok" } else { checked.class.unwrap_or("failed") }.to_owned()),
+        ("DETAIL", |checked| checked.detail.clone()),
+    ];
 }
 
 /// A licence code that cannot exist: the answer says that it is unknown, and so that the credentials are good.
