@@ -12,6 +12,7 @@ use spid_core::query::{self, Pair};
 use spid_core::signature::{ApiKey, ApiRequest};
 use spid_hook::time::Clock;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::client::{USER_AGENT, date, nonce, to_request};
 use crate::net::{
@@ -99,6 +100,8 @@ struct Found {
     key: Option<TemporaryKey>,
     /// Earliest time of the next renewal after one that failed, so that a service that hangs does not slow each call.
     renew_at: Option<Timestamp>,
+    /// The last failure without a key to use, and its time.
+    failed: Option<(Instant, NoKey)>,
 }
 
 impl Credentials {
@@ -126,7 +129,12 @@ impl Credentials {
             Given::Chain(chain) => chain,
         };
         // One request at a time: others wait here for the key that it fetches.
+        let asked_at = Instant::now();
         let mut found = self.0.found.lock().await;
+        // They share its failure, too: a service that hangs must not make them wait one after another.
+        if let Some((_, fault)) = found.failed.as_ref().filter(|(at, _)| *at >= asked_at) {
+            return Err(fault.clone());
+        }
         let now = self.0.clock.now();
         let waits = found.renew_at.is_some_and(|at| now < at);
         if let Some(kept) = found.key.as_ref()
@@ -159,7 +167,10 @@ impl Credentials {
                     found.renew_at = Some(now + Duration::from_millis(limits::KEY_RENEWAL_PAUSE_MS));
                     Ok(key)
                 }
-                None => Err(fault),
+                None => {
+                    found.failed = Some((Instant::now(), fault.clone()));
+                    Err(fault)
+                }
             },
         }
     }

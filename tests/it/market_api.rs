@@ -525,6 +525,21 @@ async fn a_temporary_key_is_renewed_before_its_end_and_kept_if_that_fails() {
     later_s.store(31, Ordering::SeqCst);
     assert_eq!(credentials.current().await.unwrap().id(), "STS.FAKE2");
 
+    // Those who waited for a failed request do not ask again one after another.
+    let broken = KeyService::default();
+    broken.broken.store(true, Ordering::SeqCst);
+    let url = serve_handler({
+        let broken = broken.clone();
+        move |request: Request| broken.clone().answer(request)
+    })
+    .await;
+    let credentials = found(chain(&[], None, Some(&url)));
+    let ends = tokio::join!(credentials.current(), credentials.current(), credentials.current());
+    assert!(ends.0.is_err() && ends.1.is_err() && ends.2.is_err(), "{ends:?}");
+    assert_eq!(broken.requests.lock().unwrap().len(), 2, "one request for a session, one for the role");
+    assert!(credentials.current().await.is_err());
+    assert_eq!(broken.requests.lock().unwrap().len(), 4, "a later call asks again");
+
     let long = KeyService { lifetime_s: 6 * 3_600, ..KeyService::default() };
     let url = serve_handler({
         let long = long.clone();
