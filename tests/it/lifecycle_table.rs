@@ -20,7 +20,7 @@ use spid_core::lifecycle::{
     View, decide,
 };
 use spid_hook::callback::{Action, Callback, ValidationIssue};
-use spid_hook::instance::{Instance, State, Wants};
+use spid_hook::instance::{Instance, RequestedValues, State};
 
 /// Day of all decisions; the term ends on day 365.
 const TODAY: i64 = 100;
@@ -517,7 +517,7 @@ fn queued_job(position: usize, job: Coming) -> QueuedJob {
         action: job.action,
         running: job.mood == Mood::Runs,
         dead: job.mood == Mood::Dead,
-        wants: Wants::of(&callback),
+        wants: RequestedValues::of(&callback),
     }
 }
 
@@ -884,7 +884,7 @@ proptest! {
                         prop_assert_eq!(callback.action, Action::Create);
                         instance = Some(Instance::pending(&callback, ACCOUNT, "test", day(TODAY)));
                     }
-                    let job = QueuedJob { job: next, action: callback.action, running: false, dead: false, wants: Wants::of(&callback) };
+                    let job = QueuedJob { job: next, action: callback.action, running: false, dead: false, wants: RequestedValues::of(&callback) };
                     queue.push((job, callback.clone()));
                     next += 1;
                 }

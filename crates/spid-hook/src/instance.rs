@@ -210,9 +210,6 @@ pub struct RequestedValues {
     pub converts: bool,
 }
 
-/// The name under which the store and its tests still import [`RequestedValues`].
-pub use self::RequestedValues as Wants;
-
 impl RequestedValues {
     /// Returns true if the action names a SKU or quantities.
     pub fn says_what_changes(&self) -> bool {

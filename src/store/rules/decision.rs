@@ -13,7 +13,7 @@ use spid_core::lifecycle::{
     Decision, Done, EarlierCallback, EarlierOutcome, QueuedJob, Reason, Subject, Verdict, View,
 };
 use spid_hook::callback::{Action, Callback};
-use spid_hook::instance::Wants;
+use spid_hook::instance::RequestedValues;
 
 /// The rows that decide about one callback, and the decision.
 pub(super) struct Judged {
@@ -310,8 +310,8 @@ fn queued_job((job, callback): &(JobRow, Callback)) -> QueuedJob {
         running: job.state == JobState::Running,
         dead: job.state == JobState::Dead,
         wants: match job.action == callback.action {
-            true => Wants::of(callback),
-            false => Wants::of(&callback.part(job.action)),
+            true => RequestedValues::of(callback),
+            false => RequestedValues::of(&callback.part(job.action)),
         },
     }
 }

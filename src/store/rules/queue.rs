@@ -10,7 +10,7 @@ use spid_core::lifecycle;
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Callback};
-use spid_hook::instance::Wants;
+use spid_hook::instance::RequestedValues;
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
     if let Some(mut job) = rows.job(number)? {
@@ -110,9 +110,9 @@ pub(super) fn callback_of(rows: &dyn Read, job: &JobRow) -> Result<(CallbackRow,
 }
 
 /// Returns the values that a job sets. `None`: its callback cannot be read.
-fn wants_of(rows: &dyn Read, job: &JobRow) -> Result<Option<Wants>> {
+fn wants_of(rows: &dyn Read, job: &JobRow) -> Result<Option<RequestedValues>> {
     match callback_of(rows, job) {
-        Ok((_, callback)) => Ok(Some(Wants::of(&callback))),
+        Ok((_, callback)) => Ok(Some(RequestedValues::of(&callback))),
         Err(StoreError::Unreadable(_)) => Ok(None),
         Err(error) => Err(error),
     }
