@@ -377,7 +377,7 @@ fn the_python_example_survives_a_restart_and_tells_changes() {
 #[test]
 fn the_java_example_survives_a_restart_and_tells_changes() {
     // A source file is run by the JDK, not by the runtime alone.
-    if !lacks("javac", "openjdk-17-jdk-headless") {
+    if !lacks("javac", "default-jdk-headless") {
         example_survives("java", "Entitlement.java");
     }
 }
