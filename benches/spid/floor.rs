@@ -21,7 +21,7 @@ use md5::{Digest, Md5};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use tokio::sync::oneshot;
 
-use crate::orders;
+use crate::{orders, servers};
 
 /// Operations of one commit, at most. The same bound as spid's.
 const BATCH: usize = 256;
@@ -50,17 +50,7 @@ pub(crate) fn serve(folder: &Path) -> ExitCode {
     std::thread::spawn(move || write(connection, &queue));
     let readers = (0..READERS).map(|_| std::sync::Mutex::new(reader(&path))).collect();
     let floor = Arc::new(Floor { writes, readers });
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        println!("{}", listener.local_addr().unwrap());
-        loop {
-            if let Ok((socket, _)) = listener.accept().await {
-                let _ = socket.set_nodelay(true);
-                tokio::spawn(connection_of(socket, floor.clone()));
-            }
-        }
-    })
+    servers::serve(move |socket| connection_of(socket, floor.clone()))
 }
 
 fn open(path: &PathBuf) -> Connection {

@@ -246,7 +246,8 @@ pub(crate) fn as_server(arguments: &[String]) -> Option<ExitCode> {
     }
 }
 
-fn serve<F>(connection: fn(tokio::net::TcpStream) -> F) -> ExitCode
+/// Serves until it is killed; prints its address.
+pub(crate) fn serve<F>(connection: impl Fn(tokio::net::TcpStream) -> F) -> ExitCode
 where
     F: Future<Output = ()> + Send + 'static,
 {
