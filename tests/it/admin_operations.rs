@@ -57,6 +57,17 @@ fn sold() -> (Home, Daemon, String) {
     (home, daemon, id)
 }
 
+/// An instance that was renewed, and whose expiry is repeated before the new term ends; the number of that held callback.
+fn with_an_early_expire() -> (Home, Daemon, String, String) {
+    let (home, daemon, id) = sold();
+    let expire = about(EXPIRE, &id);
+    daemon.deliver_until_done(&expire);
+    daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
+    assert!(!daemon.deliver(&expire).success());
+    let number = held_number(&home);
+    (home, daemon, id, number)
+}
+
 /// Instructs the hook for its next calls: `fail-create`, for example.
 fn tell_hook(home: &Home, what: &str) {
     std::fs::write(home.path(what), "").unwrap();
@@ -431,12 +442,7 @@ fn no_password_is_sealed_with_a_key_the_daemon_does_not_have() {
 #[test]
 fn an_early_expire_is_approved_and_runs() {
     both_ways(|beside| {
-        let (home, daemon, id) = sold();
-        let expire = about(EXPIRE, &id);
-        daemon.deliver_until_done(&expire);
-        daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
-        assert!(!daemon.deliver(&expire).success());
-        let number = held_number(&home);
+        let (home, daemon, id, number) = with_an_early_expire();
         let daemon = mending(&home, daemon, beside, || {
             let said = done(&home, &["held", "approve", &number]);
             assert!(said.stdout.starts_with(&format!("callback {number}: job ")), "{}", said.stdout);
@@ -444,7 +450,7 @@ fn an_early_expire_is_approved_and_runs() {
         assert_eq!(last_act(&home), ("approve".into(), format!("callback {number}")));
         until("it is frozen", || (home.state(&id) == "frozen").then_some(()));
         assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 1);
-        assert!(daemon.deliver(&expire).success());
+        assert!(daemon.deliver(&about(EXPIRE, &id)).success());
         assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 0);
         assert_eq!(home.begun("expire").len(), 2);
         assert!(refused(&home, 65, &["held", "approve", &number]).contains("is not held"));
@@ -453,17 +459,12 @@ fn an_early_expire_is_approved_and_runs() {
 
 #[test]
 fn what_is_approved_when_it_is_so_already_runs_nothing_and_is_still_untold() {
-    let (home, daemon, id) = sold();
-    let expire = about(EXPIRE, &id);
-    daemon.deliver_until_done(&expire);
-    daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
-    assert!(!daemon.deliver(&expire).success());
-    let number = held_number(&home);
+    let (home, daemon, id, number) = with_an_early_expire();
     meddle(&home, "UPDATE instance SET state = 2");
     let said = done(&home, &["held", "approve", &number]);
     assert_eq!(said.stdout, format!("callback {number}: done, there was nothing to run\n"));
     assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 1);
-    assert!(daemon.deliver(&expire).success());
+    assert!(daemon.deliver(&about(EXPIRE, &id)).success());
     assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 0);
     assert_eq!(home.begun("expire").len(), 1);
 }
@@ -642,17 +643,12 @@ fn what_names_nothing_cannot_be_approved_only_rejected() {
 #[test]
 fn what_is_rejected_stays_refused_until_it_is_true() {
     both_ways(|beside| {
-        let (home, daemon, id) = sold();
-        let expire = about(EXPIRE, &id);
-        daemon.deliver_until_done(&expire);
-        daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
-        assert!(!daemon.deliver(&expire).success());
-        let number = held_number(&home);
+        let (home, daemon, id, number) = with_an_early_expire();
         let daemon = mending(&home, daemon, beside, || {
             done(&home, &["held", "reject", &number]);
         });
         assert_eq!(last_act(&home), ("reject".into(), format!("callback {number}")));
-        let answer = daemon.deliver(&expire);
+        let answer = daemon.deliver(&about(EXPIRE, &id));
         assert!(!answer.success());
         assert!(answer.body.contains("the seller has declined this"), "{}", answer.body);
         assert!(!answer.body.contains("a test"), "why is the seller's own business: {}", answer.body);
@@ -661,7 +657,7 @@ fn what_is_rejected_stays_refused_until_it_is_true() {
 
         // The year has ended.
         meddle(&home, "UPDATE instance SET expires_on = 1");
-        daemon.deliver_until_done(&expire);
+        daemon.deliver_until_done(&about(EXPIRE, &id));
         assert_eq!(home.state(&id), "frozen");
         assert_eq!(home.begun("expire").len(), 2);
     });
@@ -999,12 +995,7 @@ fn what_ran_when_the_daemon_was_killed_is_told_apart_from_what_runs() {
 
 #[test]
 fn of_two_who_mend_the_same_one_does_it() {
-    let (home, daemon, id) = sold();
-    let expire = about(EXPIRE, &id);
-    daemon.deliver_until_done(&expire);
-    daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
-    assert!(!daemon.deliver(&expire).success());
-    let number = held_number(&home);
+    let (home, _daemon, id, number) = with_an_early_expire();
     let mut codes = std::thread::scope(|scope| {
         let both = [0, 1].map(|_| scope.spawn(|| act(&home, &["held", "approve", &number]).code));
         both.map(|one| one.join().unwrap())
