@@ -2,10 +2,23 @@
 
 use jiff::Timestamp;
 
-use super::rows::{CallbackRow, Disposition, JobRow};
+use super::rows::{Backend, CallbackRow, Disposition, JobRow, Result};
+use super::sqlite::Sqlite;
+use super::work::Work;
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::Action;
 use spid_hook::id::Id;
+
+/// Makes changes in a transaction, and commits them.
+pub(super) fn change<T>(backend: &mut Sqlite, changes: impl FnOnce(&mut Work<'_>) -> Result<T>) -> T {
+    backend.begin().unwrap();
+    let mut work = Work::on(backend);
+    let changed = changes(&mut work).unwrap();
+    let changes = work.into_changes();
+    backend.store(&changes).unwrap();
+    backend.commit().unwrap();
+    changed
+}
 
 /// Returns a callback without a job.
 pub(super) fn a_callback(action: Action) -> CallbackRow {
@@ -52,5 +65,6 @@ pub(super) fn a_job(id: Id, callback: i64, action: Action, state: JobState) -> J
         proposed_id: None,
         created_at: Timestamp::UNIX_EPOCH,
         ended_at: None,
+        blocked: false,
     }
 }

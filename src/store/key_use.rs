@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
-use super::rows::{KeyUse, Result, Write};
+use super::rows::{KeyUse, Read, Result};
+use super::work::Work;
 use crate::observe::limits;
 use spid_core::signature::KEY_MARK_BYTES;
 
@@ -84,21 +85,21 @@ impl KeysUsed {
 }
 
 /// Sets the keys whose last use is recorded. A new label, or a label with a new key, starts without a use.
-pub(super) fn configure(rows: &mut dyn Write, keys: &[ConfiguredKey], now: Timestamp) -> Result<()> {
+pub(super) fn configure(rows: &mut Work<'_>, keys: &[ConfiguredKey], now: Timestamp) -> Result<()> {
     let known = rows.key_uses()?;
     // A label that now stands for another key loses its old row here and gets a new one below.
     for row in known.iter().filter(|row| !keys.iter().any(|key| key.is_of(row))) {
-        rows.drop_key_use(&row.endpoint, &row.label)?;
+        rows.drop_key_use(&row.endpoint, &row.label);
     }
     for key in keys.iter().filter(|key| !known.iter().any(|row| key.is_of(row))) {
         let (endpoint, label) = (key.endpoint.to_string(), key.label.to_string());
-        rows.put_key_use(&KeyUse { endpoint, label, mark: key.mark, since: now, used_at: None })?;
+        rows.put_key_use(&KeyUse { endpoint, label, mark: key.mark, since: now, used_at: None });
     }
     Ok(())
 }
 
 /// Writes uses of keys. A use of a key that is no longer configured is skipped.
-pub(super) fn used(rows: &mut dyn Write, uses: &[Used]) -> Result<()> {
+pub(super) fn used(rows: &mut Work<'_>, uses: &[Used]) -> Result<()> {
     if uses.is_empty() {
         return Ok(());
     }
@@ -106,7 +107,7 @@ pub(super) fn used(rows: &mut dyn Write, uses: &[Used]) -> Result<()> {
         let mut uses = uses.iter();
         if let Some((_, _, at)) = uses.find(|used| *used.0 == row.endpoint && *used.1 == row.label) {
             row.used_at = row.used_at.max(Some(*at));
-            rows.put_key_use(&row)?;
+            rows.put_key_use(&row);
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 //!
 //! * `writer`: one writer thread with group commit,
 //! * `rules`: the rules of accepting callbacks, leasing jobs and recording results,
+//! * `work`: the unit of work, in which the rules read and change rows,
 //! * `sqlite`: the backend, which only finds and keeps rows,
 //! * `signals`: the signals between intake and dispatch.
 //!
@@ -26,6 +27,7 @@ mod rules;
 mod sqlite;
 mod views;
 mod waiters;
+mod work;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -64,7 +66,7 @@ pub use reader::{Reader, Sealed, check_database, check_sealing_keys, each_instan
 pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
     AttemptRow, AuditEntry, Backend, CallbackRow, CommittedRows, DAY_MS, Disposition, Filter,
-    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Read, ReadableJob, Totals, Unreadable, Write,
+    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, Numbered, Read, ReadableJob, Totals, Unreadable,
 };
 pub use rules::{Acceptance, AttemptEnd, LeasedJob, UnreadableJob};
 pub use sqlite::InstanceExport;
@@ -73,6 +75,7 @@ pub use views::{
     ViewError,
 };
 pub use waiters::{HandedJob, ResultWaiter};
+pub use work::{Changes, Stored, StoredCallback, Work};
 pub use writer::{Batch, Ended, LeasedJobs, Operated, Writer};
 
 /// Result of recording the end of an attempt.
@@ -154,7 +157,7 @@ struct TemporaryRows(
 
 #[cfg(test)]
 impl rows::CommittedRows for TemporaryRows {
-    fn with(&self, read: &mut dyn FnMut(&dyn rows::Read) -> rows::Result<()>) -> rows::Result<()> {
+    fn with(&self, read: &mut dyn FnMut(&dyn rows::Lists) -> rows::Result<()>) -> rows::Result<()> {
         self.0.with(read)
     }
 }

@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use super::StoreError;
 use super::operations::{AuditNote, OperationDone, OperationError, Operations, impossible};
-use super::rows::{Backend, CallbackRow, Disposition, JobRow, Read, Write};
+use super::rows::{Backend, CallbackRow, Disposition, JobRow, Lists as _, Read};
 use super::rules::REJECTED;
 use super::sqlite::Sqlite;
 use crate::observe::limits;

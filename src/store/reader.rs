@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::encryption::{Encryptor, KeyId, KeySource, SealError};
 use super::rows::{
-    AttemptRow, AuditEntry, CallbackRow, CommittedRows, Filter, InstanceRow, JobRow, KeyUse, Read,
+    AttemptRow, AuditEntry, CallbackRow, CommittedRows, Filter, InstanceRow, JobRow, KeyUse, Lists,
     Result as RowResult, Totals,
 };
 use super::sqlite::InstanceExport;
@@ -33,7 +33,7 @@ impl Reader {
         Reader { rows: Box::new(rows) }
     }
 
-    pub(super) fn with<T>(&self, read: impl FnOnce(&dyn Read) -> RowResult<T>) -> RowResult<T> {
+    pub(super) fn with<T>(&self, read: impl FnOnce(&dyn Lists) -> RowResult<T>) -> RowResult<T> {
         let (mut read, mut found) = (Some(read), None);
         self.rows.with(&mut |rows| {
             if let Some(read) = read.take() {

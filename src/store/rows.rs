@@ -1,7 +1,7 @@
 //! Stored rows, and the operations that a backend offers on them.
 //!
-//! The rules are written once, in `rules`. A backend only finds and keeps rows. So two backends cannot decide
-//! differently. The second one is the model that the tests compare with.
+//! The rules are written once, in `rules`. They read and change rows in a unit of work (`work`); a backend only finds and
+//! keeps rows. So two backends cannot decide differently. The second one is the model that the tests compare with.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::StoreError;
+use super::work::Changes;
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_core::signature::KEY_MARK_BYTES;
 use spid_hook::callback::{Action, Callback};
@@ -171,6 +172,16 @@ pub struct JobRow {
     pub created_at: Timestamp,
     /// Time at which the job ended.
     pub ended_at: Option<Timestamp>,
+    /// True while an earlier job of the instance's queue has not ended. A [`Work`](super::Work) sets it.
+    #[serde(skip)]
+    pub blocked: bool,
+}
+
+impl JobRow {
+    /// Returns true if the job may be leased.
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        self.state == JobState::Queued && !self.blocked && self.due_at <= now
+    }
 }
 
 fn without_passwords<S: Serializer>(
@@ -284,7 +295,19 @@ pub struct Totals {
 /// An instance and its queue: the live jobs in order, each with its callback.
 pub type InstanceAndQueue = (InstanceRow, Vec<(JobRow, Callback)>);
 
-/// Read operations of a backend.
+/// Tables whose rows have a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Numbered {
+    /// Instances.
+    Instance,
+    /// Callbacks.
+    Callback,
+    /// Jobs.
+    Job,
+}
+
+/// Reads that a decision may need. A backend answers them from its rows, and a [`Work`](super::Work) from the rows as
+/// it has changed them.
 pub trait Read {
     /// Returns the instance with this number.
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
@@ -292,14 +315,10 @@ pub trait Read {
     fn instance_of(&self, number: Option<i64>) -> Result<Option<InstanceRow>> {
         number.map_or(Ok(None), |number| self.instance(number))
     }
-    /// Returns the instances with this name, in every account.
-    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
-    /// Returns the account and a name of the instance with this number, if it has one.
-    fn name_of(&self, number: i64) -> Result<Option<(String, String)>>;
-    /// Returns the rows that cannot be read among the newest `limit` instances. It reads each of them.
-    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>>;
     /// Returns the instance with this name, and its queue.
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>>;
+    /// Returns the number of the instance that has this name.
+    fn name_holder(&self, account: &str, name: &str) -> Result<Option<i64>>;
     /// Returns up to two instances with this order. Two mean that the order does not name one instance.
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
     /// Returns the instance that this order bought under this `orderBizId`.
@@ -312,6 +331,10 @@ pub trait Read {
     fn has_queue(&self, instance: i64) -> Result<bool>;
     /// Returns the live jobs in the instance's queue, in order, without their callbacks.
     fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
+    /// Returns all jobs of the instance that can be read, the newest first.
+    fn instance_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
+    /// Returns all callbacks of the instance that can be read, the newest first.
+    fn instance_callbacks(&self, instance: i64) -> Result<Vec<CallbackRow>>;
     /// Returns the time until which this nonce digest is kept, if it is stored.
     fn nonce_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>>;
     /// Returns the callbacks with this deduplication key, the oldest first, each with its job if it has one.
@@ -326,10 +349,10 @@ pub trait Read {
     fn job_of(&self, number: Option<i64>) -> Result<Option<JobRow>> {
         number.map_or(Ok(None), |number| self.job(number))
     }
-    /// Returns the number of the job that is added next.
-    fn next_job(&self) -> Result<i64>;
     /// Returns the job with this id.
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
+    /// Returns the number of the row that is added next to this table.
+    fn next_number(&self, table: Numbered) -> Result<i64>;
     /// Returns queued jobs that are due and first in their instance's queue, the longest due first.
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>>;
     /// Returns the next due time after `now` of a queued job that is first in its instance's queue.
@@ -337,6 +360,18 @@ pub trait Read {
     /// Returns running jobs whose lease ended before this instant, or that have none. Without an instant: all running
     /// jobs.
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>>;
+    /// Returns the configured keys with their last use, sorted by endpoint and label.
+    fn key_uses(&self) -> Result<Vec<KeyUse>>;
+}
+
+/// Lists and totals, for people.
+pub trait Lists: Read {
+    /// Returns the instances with this name, in every account.
+    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
+    /// Returns the account and a name of the instance with this number, if it has one.
+    fn name_of(&self, number: i64) -> Result<Option<(String, String)>>;
+    /// Returns the rows that cannot be read among the newest `limit` instances. It reads each of them.
+    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>>;
     /// Returns instances, the newest first.
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
     /// Returns jobs, the newest first.
@@ -355,60 +390,20 @@ pub trait Read {
     /// Returns the days from `first` to before `end` on which terms end, with their number. A day is counted from 1970,
     /// UTC.
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
-    /// Returns the configured keys with their last use, sorted by endpoint and label.
-    fn key_uses(&self) -> Result<Vec<KeyUse>>;
     /// Returns the totals of instances, jobs and callbacks.
     fn totals(&self) -> Result<Totals>;
     /// Returns the accounts that are not `served` and have unreleased instances, with the number of these.
     fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>>;
 }
 
-/// Write operations of a backend. The `number` of an added row is ignored, and its new number is returned.
-pub trait Write: Read {
-    /// Adds an instance.
-    fn add_instance(&mut self, instance: &Instance) -> Result<i64>;
-    /// Updates an instance. Its account, endpoint, `orderBizId` and creation time stay as they are.
-    fn put_instance(&mut self, row: &InstanceRow) -> Result<()>;
-    /// Turns a tombstone into this instance. Also writes the members that [`Write::put_instance`] leaves as they are.
-    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()>;
-    /// Gives the instance a name. `false`: another instance of the account has it.
-    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool>;
-    /// Records that the order belongs to the instance.
-    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;
-    /// Adds a callback with its content.
-    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64>;
-    /// Updates the row of a callback. What the first delivery said stays as it is.
-    fn put_callback(&mut self, row: &CallbackRow) -> Result<()>;
-    /// Replaces the content of a callback, for example by one with order details.
-    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()>;
-    /// Stores the nonce digest of a request. `false`: it is stored already.
-    fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool>;
-    /// Deletes the nonce digests that were kept until before this instant.
-    fn forget_nonces(&mut self, before: Timestamp) -> Result<()>;
-    /// Records that success was reported at `at`, unless it was reported before.
-    fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()>;
-    /// Adds a job.
-    fn add_job(&mut self, row: &JobRow) -> Result<i64>;
-    /// Updates a job. If it has ended, the next one in the instance's queue may become due.
-    fn put_job(&mut self, row: &JobRow) -> Result<()>;
-    /// Holds a live job whose row, or another row that it needs, cannot be read.
-    fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()>;
-    /// Sets the due time of a queued job.
-    fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()>;
-    /// Adds an attempt that did not succeed.
-    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
-    /// Adds an entry to the audit log.
-    fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()>;
-    /// Adds a configured key, or replaces the one with its endpoint and label.
-    fn put_key_use(&mut self, row: &KeyUse) -> Result<()>;
-    /// Deletes a configured key.
-    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()>;
-}
-
 /// A backend with transactions.
-pub trait Backend: Write + Send + 'static {
+pub trait Backend: Read + Send + 'static {
     /// Begins a transaction.
     fn begin(&mut self) -> Result<()>;
+    /// Stores the changes of a [`Work`](super::Work) in the open transaction.
+    ///
+    /// After an error some of them may be stored, so the caller must roll back.
+    fn store(&mut self, changes: &Changes) -> Result<()>;
     /// Commits the transaction.
     fn commit(&mut self) -> Result<()>;
     /// Rolls the transaction back, if one is open.
@@ -419,8 +414,6 @@ pub trait Backend: Write + Send + 'static {
     fn release_savepoint(&mut self) -> Result<()>;
     /// Ends the savepoint and takes its changes back.
     fn rollback_savepoint(&mut self) -> Result<()>;
-    /// Writes to the database without changing anything.
-    fn touch(&mut self) -> Result<()>;
     /// Returns true if a transaction is open. After a disk error SQLite may have ended it by itself.
     fn in_transaction(&self) -> bool;
 }
@@ -431,7 +424,7 @@ pub trait CommittedRows: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails with the error of `read`, or if the rows cannot be read.
-    fn with(&self, read: &mut dyn FnMut(&dyn Read) -> Result<()>) -> Result<()>;
+    fn with(&self, read: &mut dyn FnMut(&dyn Lists) -> Result<()>) -> Result<()>;
     /// Checks that the writer's last commit can still be read.
     ///
     /// # Errors

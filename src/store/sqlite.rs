@@ -26,7 +26,8 @@ use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Params
 use rustix::fs::Access;
 
 use super::StoreError;
-use super::rows::{Backend, CommittedRows, Read, Result, Unreadable};
+use super::rows::{Backend, CommittedRows, Lists, Result, Unreadable};
+use super::work::Changes;
 use crate::observe::limits;
 pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_beside, remains};
 use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
@@ -360,10 +361,6 @@ impl Sqlite {
     fn change(&self, sql: &str, params: impl Params) -> Result<usize> {
         Ok(self.statement(sql)?.execute(params)?)
     }
-
-    fn insert(&self, sql: &str, params: impl Params) -> Result<i64> {
-        Ok(self.statement(sql)?.insert(params)?)
-    }
 }
 
 impl SqliteReaders {
@@ -373,7 +370,7 @@ impl SqliteReaders {
 }
 
 impl CommittedRows for SqliteReaders {
-    fn with(&self, read: &mut dyn FnMut(&dyn Read) -> Result<()>) -> Result<()> {
+    fn with(&self, read: &mut dyn FnMut(&dyn Lists) -> Result<()>) -> Result<()> {
         // Check before the read: a file that was moved or replaced must not answer.
         self.place.as_ref().map_or(Ok(()), DatabaseFiles::check_database)?;
         // A poisoned lock is harmless: the pool holds idle connections only.
@@ -507,6 +504,9 @@ impl Backend for Sqlite {
             let _ = self.connection.execute_batch("ROLLBACK");
         })
     }
+    fn store(&mut self, changes: &Changes) -> Result<()> {
+        self.write(changes)
+    }
     fn commit(&mut self) -> Result<()> {
         // The stamp is part of the commit, so both reach the disk or neither does.
         let stamp = self.daemon.as_ref().map(|daemon| daemon.put_stamp(self)).transpose()?;
@@ -532,10 +532,6 @@ impl Backend for Sqlite {
         self.run("ROLLBACK TO operation", [])?;
         self.run("RELEASE operation", [])
     }
-    fn touch(&mut self) -> Result<()> {
-        // The value does not change, but SQLite still writes the page to disk.
-        Ok(self.connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?)
-    }
     fn in_transaction(&self) -> bool {
         !self.connection.is_autocommit()
     }
@@ -545,12 +541,16 @@ impl Backend for Sqlite {
 mod tests {
     use rusqlite::StatementStatus;
 
-    use super::super::fixtures::{a_callback, a_job};
-    use super::super::rows::{JobRow, Write as _};
+    use std::sync::Arc;
+
+    use super::super::fixtures::{a_callback, a_job, change};
+    use super::super::rows::{JobRow, Numbered, Read as _};
+    use super::super::work::Work;
     use super::*;
     use spid_core::lifecycle::schedule::JobState;
     use spid_hook::callback::{Action, Callback};
     use spid_hook::id::Id;
+    use spid_hook::instance::Instance;
     use spid_hook::time::from_millis;
 
     /// Creates a database as version 1 left it, with one instance.
@@ -579,12 +579,15 @@ mod tests {
             (None, Some("i-1"))
         );
         row.marketplace_instance_id = Some("b-1".to_owned());
-        store.put_instance(&row).unwrap();
-        assert!(store.add_nonce("acme", &[7; 16], from_millis(9)).unwrap());
+        let is_new = |rows: &mut Work<'_>| rows.add_nonce("acme", &[7; 16], from_millis(9));
+        assert!(change(&mut store, |rows| {
+            rows.put_instance(&row);
+            is_new(rows)
+        }));
         drop(store);
         let mut store = Sqlite::open(&path, None).unwrap();
         assert_eq!(store.instance(1).unwrap().unwrap().reported_id().as_deref(), Some("b-1"));
-        assert!(!store.add_nonce("acme", &[7; 16], from_millis(9)).unwrap());
+        assert!(!change(&mut store, is_new));
     }
 
     /// A start can be killed at any moment. Here it ends at its first write, because another connection has the lock.
@@ -607,22 +610,23 @@ mod tests {
     fn steps_of_a_look(queues: u32) -> i32 {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Sqlite::open(&folder.path().join("spid.db"), None).unwrap();
-        store.connection.execute_batch("BEGIN").unwrap();
-        for number in 0..queues {
-            let sql = "INSERT INTO instance (state, account, endpoint, began, tombstone, adopted, created_at,
-                         updated_at) VALUES (1, 'acme', 'e', 1, 0, 0, 0, 0)";
-            let instance = store.insert(sql, []).unwrap();
-            let content = Callback::new(Action::Renew, "renewInstance");
-            let callback = store.add_callback(&a_callback(Action::Renew), &content).unwrap();
-            for (position, state) in
-                [JobState::Dead, JobState::Queued, JobState::Queued].into_iter().enumerate()
-            {
-                let id = Id::from_bytes((u128::from(number) * 3 + position as u128).to_be_bytes());
-                let job = a_job(id, callback, Action::Renew, state);
-                store.add_job(&JobRow { instance: Some(instance), ordered: true, ..job }).unwrap();
+        change(&mut store, |rows| {
+            for number in 0..queues {
+                let content = Arc::new(Callback::new(Action::Renew, "renewInstance"));
+                let instance = Instance::adopted(&content, "acme", "e", from_millis(0));
+                let instance = rows.add_instance(&instance)?;
+                let callback = rows.add_callback(&a_callback(Action::Renew), &content)?;
+                for (position, state) in
+                    [JobState::Dead, JobState::Queued, JobState::Queued].into_iter().enumerate()
+                {
+                    let id = Id::from_bytes((u128::from(number) * 3 + position as u128).to_be_bytes());
+                    let job = a_job(id, callback, Action::Renew, state);
+                    let number = rows.take_number(Numbered::Job)?;
+                    rows.add_job(&JobRow { number, instance: Some(instance), ordered: true, ..job })?;
+                }
             }
-        }
-        store.connection.execute_batch("COMMIT").unwrap();
+            Ok(())
+        });
         let now = from_millis(10);
         assert_eq!((store.due(now, 64).unwrap(), store.next_due(now).unwrap()), (Vec::new(), None));
         let steps = |sql: &str| store.statement(sql).unwrap().get_status(StatementStatus::VmStep);

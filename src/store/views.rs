@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::attention::{AttentionReason, InNeed};
-use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read};
+use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Lists};
 use super::{Reader, StoreError};
 use crate::observe::limits;
 use spid_core::lifecycle;
@@ -485,7 +485,7 @@ impl Reader {
 }
 
 /// Returns the instances that are not released.
-fn live(rows: &dyn Read, filter: Filter) -> Result<Vec<InstanceRow>, StoreError> {
+fn live(rows: &dyn Lists, filter: Filter) -> Result<Vec<InstanceRow>, StoreError> {
     let mut found = Vec::new();
     let mut page = filter.clone();
     // Released instances of a buyer stay for good, so they may fill whole pages.
@@ -504,7 +504,7 @@ fn live(rows: &dyn Read, filter: Filter) -> Result<Vec<InstanceRow>, StoreError>
 }
 
 /// Returns the actions that are owed to an instance, each once.
-fn owed(rows: &dyn Read, instance: i64) -> Result<Vec<Action>, StoreError> {
+fn owed(rows: &dyn Lists, instance: i64) -> Result<Vec<Action>, StoreError> {
     let mut actions = Vec::new();
     for job in rows.queue_jobs(instance)? {
         actions.push(job.action);

@@ -15,12 +15,13 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::key_use::{self, ConfiguredKey};
-use super::rows::{Backend, Result};
+use super::rows::{Backend, Read as _, Result};
 use super::rules::{
     self, Acceptance, Accepted, AttemptEnd, EndedAttempt, Finish, KnownAnswer, LeasedJob, NewJob,
     UnreadableJob,
 };
 use super::waiters::{DrainedWaiters, ResultWaiter, StoreSignals};
+use super::work::Work;
 use super::{Postpone, Shared, StoreError};
 use crate::observe::limits;
 use crate::observe::metrics::Metric;
@@ -46,11 +47,9 @@ impl<T> ReplySlot<T> {
         self.reply.is_closed()
     }
 
-    /// Keeps the result of the operation. `false`: the operation failed.
-    fn set_result(&mut self, done: Result<T>) -> bool {
-        let succeeded = done.is_ok();
+    /// Keeps the result of the operation.
+    fn set_result(&mut self, done: Result<T>) {
         self.done = Some(done);
-        succeeded
     }
 
     /// Sends the operation's own result, or the error of the commit if that failed.
@@ -121,7 +120,7 @@ pub(crate) struct AcceptCommand {
     pub(crate) keys: Vec<key_use::Used>,
     /// Reply slot. `None`: the request is a copy.
     ///
-    /// A copy is a result and not an error, like a fenced finish, because an error makes the whole batch run again.
+    /// A copy is a result and not an error, like a fenced finish.
     pub(crate) asked: ReplySlot<Option<(Accepted, Option<ResultWaiter>)>>,
 }
 
@@ -239,29 +238,59 @@ impl<B: Backend> Writer<B> {
 
     /// Begins a transaction and runs the operations in it.
     ///
-    /// Nearly always all operations succeed. So they first run without savepoints, because a savepoint costs as much as
-    /// the operation in it. If one fails, the whole batch is rolled back, and its operations run again, each in a
-    /// savepoint.
+    /// All operations share one unit of work, so each row is read and written once. An operation that fails changes
+    /// nothing, and the others go on. If the rows cannot be stored, the whole batch is rolled back, and its operations
+    /// run again, each with a unit of work and a savepoint of its own.
     pub fn operate(&mut self, mut batch: Batch) -> Operated {
         let mut begun = self.backend.begin();
-        if begun.is_ok() && !self.all_succeed(&mut batch.0) {
+        if begun.is_ok() && !self.run_together(&mut batch.0) {
             // Take back the effects outside the rows, too. Otherwise the second run would do them twice.
             undo(&mut batch.0, &self.shared.signals);
             // Start again with the rows as they were before the batch.
             begun = self.backend.rollback().and_then(|()| self.backend.begin());
             for command in &mut batch.0 {
                 // Without a transaction an operation would be kept on its own, so it then fails instead.
-                let usable = self.usable(&begun);
-                run(&mut self.backend, command, Protection::Savepoint(usable), &self.shared);
+                if let Err(error) = self.usable(&begun).and_then(|()| self.run_alone(command)) {
+                    command.fail(error);
+                }
             }
         }
         Operated { begun, batch }
     }
 
-    fn all_succeed(&mut self, batch: &mut [Command]) -> bool {
-        batch.iter_mut().all(|command| run(&mut self.backend, command, Protection::Batch, &self.shared))
-            // SQLite can end a transaction by itself after an error, for example when the disk is full.
-            && self.backend.in_transaction()
+    /// Runs the operations of a batch in one unit of work, and stores its changes. `false`: they could not be stored.
+    fn run_together(&mut self, batch: &mut [Command]) -> bool {
+        let mut work = Work::on(&self.backend);
+        for command in batch {
+            run(&mut work, command, &self.shared);
+        }
+        let changes = work.into_changes();
+        let stored = catch_panic(|| self.backend.store(&changes));
+        // SQLite can end a transaction by itself after an error, for example when the disk is full.
+        stored.is_ok() && self.backend.in_transaction()
+    }
+
+    /// Runs one operation in a unit of work and a savepoint of its own.
+    ///
+    /// If the savepoint cannot be ended, the content of the transaction is unknown. Then the whole transaction is rolled
+    /// back.
+    fn run_alone(&mut self, command: &mut Command) -> Result<()> {
+        let mut work = Work::on(&self.backend);
+        run(&mut work, command, &self.shared);
+        let changes = work.into_changes();
+        self.backend.savepoint()?;
+        let stored = catch_panic(|| self.backend.store(&changes));
+        let ended = match &stored {
+            Ok(()) => self.backend.release_savepoint(),
+            Err(_) if self.backend.in_transaction() => self.backend.rollback_savepoint(),
+            // The transaction has ended by itself, and the savepoint with it.
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = ended {
+            self.backend.rollback()?;
+            return Err(error);
+        }
+        stored
     }
 
     fn usable(&self, begun: &Result<()>) -> Result<()> {
@@ -305,54 +334,24 @@ impl<B: Backend> Writer<B> {
     }
 }
 
-/// Protection of a batch against an operation that fails.
-enum Protection {
-    /// Rollback of the whole batch, which then runs again.
-    Batch,
-    /// A savepoint for this operation, if the transaction is usable.
-    Savepoint(Result<()>),
-}
-
-/// Runs one operation so that it is kept whole or not at all.
+/// Decides in a unit of work, and keeps all of the operation or nothing.
 ///
 /// A panic is caught and becomes an error. A request that causes a panic must not end the writer for all others.
-fn protected<B: Backend, T>(
-    backend: &mut B,
-    protection: Protection,
-    operation: impl FnOnce(&mut B) -> Result<T>,
-) -> Result<T> {
-    match protection {
-        Protection::Batch => catch_panic(backend, operation),
-        Protection::Savepoint(usable) => usable.and_then(|()| in_savepoint(backend, operation)),
+fn decide<T>(work: &mut Work<'_>, operation: impl FnOnce(&mut Work<'_>) -> Result<T>) -> Result<T> {
+    let decided = catch_panic(|| operation(work));
+    match &decided {
+        Ok(_) => work.keep(),
+        Err(_) => work.undo(),
     }
+    decided
 }
 
-fn catch_panic<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
-    // Safe to go on after a panic: the error makes the caller roll back to the savepoint or the whole batch.
-    catch_unwind(AssertUnwindSafe(|| operation(backend))).unwrap_or_else(|_| {
+fn catch_panic<T>(operation: impl FnOnce() -> Result<T>) -> Result<T> {
+    // Safe to go on after a panic: the error makes the caller take back the operation or the whole batch.
+    catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
         tracing::error!("an operation of the store panicked: this is a bug; nothing of it was kept");
         Err(StoreError::Inconsistent("an operation panicked"))
     })
-}
-
-/// Runs one operation in a savepoint of its own.
-///
-/// If the savepoint cannot be ended, the content of the transaction is unknown. Then the whole transaction is rolled
-/// back.
-fn in_savepoint<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
-    backend.savepoint()?;
-    let done = catch_panic(backend, operation);
-    let ended = match &done {
-        Ok(_) => backend.release_savepoint(),
-        Err(_) if backend.in_transaction() => backend.rollback_savepoint(),
-        // The transaction has ended by itself, and the savepoint with it.
-        Err(_) => Ok(()),
-    };
-    if let Err(error) = ended {
-        backend.rollback()?;
-        return Err(error);
-    }
-    done
 }
 
 /// Takes back the effects of a batch outside the rows.
@@ -374,13 +373,13 @@ fn undo(batch: &mut [Command], signals: &StoreSignals) {
     }
 }
 
-/// Runs one operation and keeps its result. `false`: the operation failed.
-fn run<B: Backend>(backend: &mut B, command: &mut Command, protection: Protection, shared: &Shared) -> bool {
+/// Runs one operation and keeps its result.
+fn run(work: &mut Work<'_>, command: &mut Command, shared: &Shared) {
     match command {
-        Command::Accept(command) => accept(backend, command, protection, shared),
-        Command::Finish(command) => finish(backend, command, protection, shared),
+        Command::Accept(command) => accept(work, command, shared),
+        Command::Finish(command) => finish(work, command, shared),
         Command::Lease { limit, in_flight, postpone, now, asked } => {
-            asked.set_result(protected(backend, protection, |rows| {
+            asked.set_result(decide(work, |rows| {
                 let until = plus_millis(*now, limits::LEASE_MS);
                 // End the leases that ran out before leasing, so that their jobs can be leased at once.
                 let ended = rules::end_leases(rows, in_flight, &shared.schedules, *now)?;
@@ -389,47 +388,48 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, protection: Protectio
                 leased.next_due = rows.next_due(*now)?;
                 leased.leases_ended = ended.count;
                 Ok(leased)
-            }))
+            }));
         }
         Command::Extend { in_flight, now, asked } => {
             let until = plus_millis(*now, limits::LEASE_MS);
-            asked.set_result(protected(backend, protection, |rows| rules::extend(rows, in_flight, until)))
+            asked.set_result(decide(work, |rows| rules::extend(rows, in_flight, until)));
         }
-        Command::Recover { now, asked } => asked.set_result(protected(backend, protection, |rows| {
-            rules::recover(rows, &shared.schedules, *now, None, |_| true)
-        })),
-        Command::Count { counts, keys, asked } => asked.set_result(protected(backend, protection, |rows| {
-            rules::count(rows, counts)?;
-            key_use::used(rows, keys)
-        })),
+        Command::Recover { now, asked } => {
+            asked.set_result(decide(work, |rows| {
+                rules::recover(rows, &shared.schedules, *now, None, |_| true)
+            }));
+        }
+        Command::Count { counts, keys, asked } => {
+            asked.set_result(decide(work, |rows| {
+                rules::count(rows, counts)?;
+                key_use::used(rows, keys)
+            }));
+        }
         Command::ConfigureKeys { keys, now, asked } => {
-            asked.set_result(protected(backend, protection, |rows| key_use::configure(rows, keys, *now)))
+            asked.set_result(decide(work, |rows| key_use::configure(rows, keys, *now)));
         }
         Command::Consume { account, nonce, now, asked } => {
-            asked
-                .set_result(protected(backend, protection, |rows| rules::consume(rows, account, nonce, *now)))
+            asked.set_result(decide(work, |rows| rules::consume(rows, account, nonce, *now)));
         }
         Command::AddOrderDetails(command) => {
             let OrderDetailsCommand { attempt, callback, now, asked } = &mut **command;
-            asked.set_result(protected(backend, protection, |rows| {
-                rules::add_order_details(rows, *attempt, callback, *now)
-            }))
+            asked.set_result(decide(work, |rows| rules::add_order_details(rows, *attempt, callback, *now)));
         }
-        Command::Probe { asked } => asked.set_result(protected(backend, protection, B::touch)),
+        Command::Probe { asked } => {
+            asked.set_result(decide(work, |rows| {
+                rows.touch();
+                Ok(())
+            }));
+        }
     }
 }
 
-fn accept<B: Backend>(
-    backend: &mut B,
-    command: &mut AcceptCommand,
-    protection: Protection,
-    shared: &Shared,
-) -> bool {
+fn accept(work: &mut Work<'_>, command: &mut AcceptCommand, shared: &Shared) {
     let AcceptCommand { acceptance, id, permit, keys, asked } = command;
     let lease_until = permit.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // A caller that no longer waits has already answered "call again", so its result does not count as reported.
     let new_job = NewJob { id: *id, lease_until, is_caller_waiting: !asked.is_cancelled() };
-    let accepted = protected(backend, protection, |rows| {
+    let accepted = decide(work, |rows| {
         key_use::used(rows, keys)?;
         rules::accept_once(rows, acceptance, new_job)
     });
@@ -437,7 +437,7 @@ fn accept<B: Backend>(
         let accepted = accepted?;
         let waiter = waiter_for(&accepted, &shared.signals);
         Some((accepted, waiter))
-    }))
+    }));
 }
 
 /// Adds a waiter for the job that answers the callback, if there is one.
@@ -451,21 +451,32 @@ fn waiter_for(accepted: &Accepted, signals: &StoreSignals) -> Option<ResultWaite
     Some(waiters.join(job, accepted.row.number))
 }
 
-fn finish<B: Backend>(
-    backend: &mut B,
-    command: &mut FinishCommand,
-    protection: Protection,
-    shared: &Shared,
-) -> bool {
+fn finish(work: &mut Work<'_>, command: &mut FinishCommand, shared: &Shared) {
     let FinishCommand { finish, drained, asked, .. } = command;
     // Take the waiters out before the commit. The commit records the result as reported for exactly these callbacks, so
     // none of them may leave now.
     let drained = drained.insert(shared.signals.waiters().drain(finish.job));
     let reported = drained.callbacks();
-    asked.set_result(protected(backend, protection, |rows| rules::finish(rows, finish, &reported)))
+    asked.set_result(decide(work, |rows| rules::finish(rows, finish, &reported)));
 }
 
 impl Command {
+    /// Makes the operation fail, because its changes could not be stored.
+    fn fail(&mut self, error: StoreError) {
+        match self {
+            Command::Accept(command) => command.asked.set_result(Err(error)),
+            Command::Finish(command) => command.asked.set_result(Err(error)),
+            Command::Lease { asked, .. } => asked.set_result(Err(error)),
+            Command::Recover { asked, .. } => asked.set_result(Err(error)),
+            Command::AddOrderDetails(command) => command.asked.set_result(Err(error)),
+            Command::Consume { asked, .. } => asked.set_result(Err(error)),
+            Command::Extend { asked, .. }
+            | Command::Count { asked, .. }
+            | Command::ConfigureKeys { asked, .. }
+            | Command::Probe { asked } => asked.set_result(Err(error)),
+        }
+    }
+
     /// Sends the answer. Called only after the commit or the rollback.
     fn settle(self, committed: &Result<()>, signals: &StoreSignals) {
         match self {
@@ -533,8 +544,8 @@ fn outcome_for_waiters(known: KnownAnswer, end: AttemptEnd) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::super::Schedules;
-    use super::super::fixtures::{a_callback, a_job};
-    use super::super::rows::{AuditEntry, JobRow, Read, Write};
+    use super::super::fixtures::{a_callback, a_job, change};
+    use super::super::rows::{AuditEntry, JobRow, Lists as _, Numbered};
     use super::super::sqlite::Sqlite;
     use super::*;
     use spid_core::lifecycle::schedule::JobState;
@@ -559,17 +570,30 @@ mod tests {
     fn a_panic_takes_back_its_own_operation_and_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let mut backend = database(&folder);
-        backend.begin().unwrap();
-        in_savepoint(&mut backend, |rows| rows.add_audit_entry(&entry("before"))).unwrap();
-        let panicked = in_savepoint(&mut backend, |rows| -> Result<()> {
-            rows.add_audit_entry(&entry("half done"))?;
-            std::panic::resume_unwind(Box::new("on purpose"))
+        change(&mut backend, |work| {
+            let add = |work: &mut Work<'_>, text| {
+                work.add_audit_entry(entry(text));
+                work.add_name("acme", text, 1).map(drop)
+            };
+            decide(work, |rows| add(rows, "before"))?;
+            let panicked = decide(work, |rows| -> Result<()> {
+                add(rows, "half done")?;
+                std::panic::resume_unwind(Box::new("on purpose"))
+            });
+            assert!(matches!(panicked, Err(StoreError::Inconsistent(_))), "{panicked:?}");
+            assert_eq!(work.name_holder("acme", "half done"), Ok(None));
+            decide(work, |rows| add(rows, "after"))?;
+            work.add_instance(&Instance::adopted(
+                &Callback::new(Action::Renew, "renew"),
+                "acme",
+                "e",
+                Timestamp::UNIX_EPOCH,
+            ))
         });
-        assert!(matches!(panicked, Err(StoreError::Inconsistent(_))), "{panicked:?}");
-        in_savepoint(&mut backend, |rows| rows.add_audit_entry(&entry("after"))).unwrap();
-        backend.commit().unwrap();
         let kept: Vec<String> = backend.audit_log(10).unwrap().into_iter().map(|entry| entry.act).collect();
         assert_eq!(kept, ["after", "before"]);
+        assert_eq!(backend.name_holder("acme", "half done"), Ok(None));
+        assert_eq!(backend.name_holder("acme", "after"), Ok(Some(1)));
     }
 
     fn consuming(nonce: &str) -> (Command, oneshot::Receiver<Result<bool>>) {
@@ -591,14 +615,12 @@ mod tests {
     /// Returns a writer on a database with one running job, without an instance.
     fn writer(mut backend: Sqlite) -> Writer<Sqlite> {
         let callback = Callback::new(Action::Payment, "orderPay");
-        backend.begin().unwrap();
-        let number = backend.add_callback(&a_callback(Action::Payment), &callback).unwrap();
-        let job = JobRow {
-            attempts: 1,
-            ..a_job(Id::from_bytes([1; 16]), number, Action::Payment, JobState::Running)
-        };
-        backend.add_job(&job).unwrap();
-        backend.commit().unwrap();
+        change(&mut backend, |rows| {
+            let callback = rows.add_callback(&a_callback(Action::Payment), &Arc::new(callback))?;
+            let number = rows.take_number(Numbered::Job)?;
+            let job = a_job(Id::from_bytes([1; 16]), callback, Action::Payment, JobState::Running);
+            rows.add_job(&JobRow { number, attempts: 1, ..job })
+        });
         let (signals, _ready) = StoreSignals::new();
         let (schedules, metrics) = (Schedules::default(), crate::observe::metrics::Metrics::default());
         let shared = Arc::new(Shared { signals, schedules, metrics });

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{AuditNote, OperationDone, OperationError, Operations};
 use crate::store::encryption::KeySource;
-use crate::store::rows::{JobRow, Read, Write};
+use crate::store::rows::{JobRow, Lists as _};
 use crate::store::rules;
 use crate::store::sqlite::{RestoreTarget, Sqlite};
 use crate::store::{Filter, StoreError, StoreOptions};
@@ -28,10 +28,11 @@ impl Operations {
     ///
     /// The backup does not show what a marketplace or a hook has done since it was made. So no job may run unseen.
     fn hold_unfinished(&mut self, from: &Path, note: &AuditNote) -> OperationDone<usize> {
+        let live = JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
+        let filter = Filter { jobs: live, limit: usize::MAX, ..Filter::default() };
+        // Nothing else uses the restored file yet, so the jobs may be listed before the transaction.
+        let jobs = self.backend.list_jobs(&filter)?;
         self.run_audited(note, "restore", &format!("everything, from {}", from.display()), |rows, now| {
-            let live = JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
-            let filter = Filter { jobs: live, limit: usize::MAX, ..Filter::default() };
-            let jobs = rows.list_jobs(&filter)?;
             for mut job in jobs.iter().cloned() {
                 hold(&mut job, now);
                 rows.put_job(&job)?;

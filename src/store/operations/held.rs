@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use super::jobs::named;
 use super::{AuditNote, OperationDone, OperationError, Operations, impossible, no_instance};
 use crate::store::StoreError;
-use crate::store::rows::{CallbackRow, Disposition, InstanceRow, Read, Write};
+use crate::store::rows::{CallbackRow, Disposition, InstanceRow, Read};
 use crate::store::rules::{self, Acceptance, NewJob, REJECTED, SETTLED};
+use crate::store::work::Work;
 use spid_core::lifecycle;
 use spid_core::lifecycle::{Policy, Reason, UnknownInstance};
 use spid_hook::callback::{Action, Callback, InstanceRef};
@@ -64,7 +65,8 @@ impl Operations {
             row.disposition = Disposition::Refused;
             row.reason_code = Some(REJECTED.to_owned());
             row.reason = Some(Reason::Rejected("rejected by the seller".to_owned()).to_string());
-            Ok(rows.put_callback(&row)?)
+            rows.put_callback(&row);
+            Ok(())
         })
     }
 
@@ -83,7 +85,8 @@ impl Operations {
             row.disposition = Disposition::Recorded;
             row.reason_code = Some(SETTLED.to_owned());
             row.reason = Some("settled by the seller: done before, nothing to run".to_owned());
-            Ok(rows.put_callback(&row)?)
+            rows.put_callback(&row);
+            Ok(())
         })
     }
 
@@ -104,7 +107,8 @@ impl Operations {
                 return impossible(format!("{} has not ended; retry, complete or drop it", named(&job)));
             }
             row.dismissed_at = Some(now);
-            Ok(rows.put_callback(&row)?)
+            rows.put_callback(&row);
+            Ok(())
         })
     }
 
@@ -139,7 +143,7 @@ fn find_held(rows: &dyn Read, number: i64) -> OperationDone<(CallbackRow, Callba
 }
 
 fn approve(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     number: i64,
     instead: Option<Instead>,
     note: &AuditNote,
@@ -182,7 +186,7 @@ fn approve(
     {
         row.reason_code = Some(SETTLED.to_owned());
         row.reason = Some("approved by the seller: done before, nothing to run".to_owned());
-        rows.put_callback(&row)?;
+        rows.put_callback(&row);
     }
     Ok(approved)
 }
@@ -257,7 +261,7 @@ fn asked_instead(
 ///
 /// Its deliveries are added to the other callback, because the marketplace waits for that one.
 fn close_held(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     mut held: CallbackRow,
     approved: &Approved,
     note: &AuditNote,
@@ -266,16 +270,17 @@ fn close_held(
     if let Some(mut row) = rows.callback_row(approved.callback)? {
         row.deliveries += held.deliveries;
         row.last_received_at = row.last_received_at.max(held.last_received_at);
-        rows.put_callback(&row)?;
+        rows.put_callback(&row);
     }
     held.disposition = Disposition::Recorded;
     held.reported_at = held.reported_at.or(Some(now));
     held.reason = Some(format!("approved by {} as callback {}: {}", note.who, approved.callback, note.why));
-    Ok(rows.put_callback(&held)?)
+    rows.put_callback(&held);
+    Ok(())
 }
 
 fn accept(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     acceptance: Acceptance,
     asked: &[Action],
     now: Timestamp,

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 
 use super::{AuditNote, OperationDone, OperationError, Operations, impossible, no_instance};
 use crate::observe::limits;
-use crate::store::Filter;
-use crate::store::rows::{InstanceRow, Read, Write};
+use crate::store::rows::{InstanceRow, Read};
+use crate::store::work::Work;
 use spid_hook::instance::fault_of_id;
 use spid_hook::instance::{Instance, State};
 use spid_hook::text::{fault_of_name, fault_of_text};
@@ -101,12 +101,7 @@ impl Operations {
     }
 }
 
-fn claim_instance(
-    rows: &mut dyn Write,
-    number: i64,
-    claim: &Claim,
-    now: Timestamp,
-) -> OperationDone<Claimed> {
+fn claim_instance(rows: &mut Work<'_>, number: i64, claim: &Claim, now: Timestamp) -> OperationDone<Claimed> {
     let mut row = rows.instance(number)?.ok_or_else(|| no_instance(number))?;
     if let Some(fault) = claim.tenant.as_deref().and_then(fault_of_tenant) {
         return impossible(format!("the tenant's name is not usable: {fault}"));
@@ -130,7 +125,7 @@ fn claim_instance(
     // Leave `updated_at`: it decides if a request is superseded, and a claim must not supersede earlier requests.
     row.instance.claimed_at = Some(now);
     row.instance.tenant = claim.tenant.clone();
-    rows.put_instance(&row)?;
+    rows.put_instance(&row);
     Ok(Claimed::Now)
 }
 
@@ -173,13 +168,12 @@ fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> Operatio
         found = Some(row.number);
     }
     let Some(number) = found else { return Ok(None) };
-    let filter = Filter { instance: Some(number), limit: usize::MAX, ..Filter::default() };
-    let was_tried = rows.list_jobs(&filter)?.iter().any(|job| job.attempts > 0 || job.state.is_live());
+    let was_tried = rows.instance_jobs(number)?.iter().any(|job| job.attempts > 0 || job.state.is_live());
     Ok(Some(number).filter(|_| !was_tried))
 }
 
 /// Imports one instance. Returns true if it is live and replaced a tombstone, so its release came before.
-fn import_instance(rows: &mut dyn Write, import: &Import, now: Timestamp) -> OperationDone<bool> {
+fn import_instance(rows: &mut Work<'_>, import: &Import, now: Timestamp) -> OperationDone<bool> {
     let mut instance = Instance { adopted: true, ..import.instance.clone() };
     if !import.dated {
         (instance.created_at, instance.updated_at) = (now, now);
@@ -209,24 +203,24 @@ fn import_instance(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Ope
         add_own_name(rows, &instance.account, name, number)?;
     }
     for order in instance.order_id.iter().chain(&import.orders) {
-        rows.add_order(&instance.account, order, number)?;
+        rows.add_order(&instance.account, order, number);
     }
     let was_released = tombstone.is_some() && instance.state != State::Released;
-    // `add_instance` does not write `marketplace_instance_id`, and the row of a tombstone must be replaced.
+    // The row of a tombstone is replaced as a whole.
     if tombstone.is_some() || import.marketplace_instance_id.is_some() {
         let marketplace_instance_id = import.marketplace_instance_id.clone();
-        rows.replace_instance(&InstanceRow {
+        rows.put_instance(&InstanceRow {
             number,
             created_by: None,
             marketplace_instance_id,
             known_as: None,
             instance,
-        })?;
+        });
     }
     Ok(was_released)
 }
 
-fn add_own_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> OperationDone<()> {
+fn add_own_name(rows: &mut Work<'_>, account: &str, name: &str, number: i64) -> OperationDone<()> {
     if let Some(fault) = fault_of_id(name) {
         return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
     }

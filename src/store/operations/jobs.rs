@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 
 use super::{AuditNote, OperationDone, OperationError, Operations, impossible};
-use crate::store::rows::{JobRow, Read, Write};
+use crate::store::StoreError;
+use crate::store::rows::{JobRow, Read};
 use crate::store::rules;
-use crate::store::sqlite::Sqlite;
-use crate::store::{Filter, StoreError};
+use crate::store::work::Work;
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Answer};
 use spid_hook::id::Id;
@@ -116,7 +116,7 @@ impl Operations {
         target: &str,
         answer: &Answer,
         note: &AuditNote,
-        find: impl FnOnce(&Sqlite) -> OperationDone<JobRow>,
+        find: impl FnOnce(&Work<'_>) -> OperationDone<JobRow>,
     ) -> OperationDone<Action> {
         // Get the sealer before the transaction: it reads key files, and may fail.
         let encryptor = match answer.split().secret {
@@ -190,7 +190,7 @@ fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Operation
 }
 
 // The first job in the instance's queue runs first, so retrying a later queued job has no effect.
-fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDone<Option<Id>> {
+fn retry(rows: &mut Work<'_>, job: &mut JobRow, now: Timestamp) -> OperationDone<Option<Id>> {
     let ahead = ahead_of(rows, job)?;
     match (job.state, &ahead) {
         (JobState::Running, _) => return impossible(running(job, now)),
@@ -219,7 +219,7 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDon
     // The job is open again, so its callback must be shown on the attention list again.
     if let Some(mut row) = rows.callback_row(job.callback)?.filter(|row| row.dismissed_at.is_some()) {
         row.dismissed_at = None;
-        rows.put_callback(&row)?;
+        rows.put_callback(&row);
     }
     let was_refused = job.state == JobState::Refused;
     job.state = JobState::Queued;
@@ -234,17 +234,16 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDon
 }
 
 /// Requeues the later parts of a request together with a requeued part: half of a request was never asked for.
-fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> OperationDone<()> {
+fn bring_back_later_parts(rows: &mut Work<'_>, job: &JobRow, now: Timestamp) -> OperationDone<()> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
-    let all = Filter { instance: Some(instance), limit: usize::MAX, ..Filter::default() };
-    let mut later = rows.list_jobs(&all)?;
+    let mut later = rows.instance_jobs(instance)?;
     later.retain(|part| {
         part.callback == job.callback
             && part.number > job.number
             && part.state == JobState::Cancelled
             && part.note.as_deref().is_some_and(|note| note.starts_with(rules::LATER_PART))
     });
-    // `list_jobs` returns the newest first, but the parts run in the order of their numbers.
+    // The newest is first, but the parts run in the order of their numbers.
     later.sort_by_key(|part| part.number);
     for part in &mut later {
         (part.state, part.due_at, part.ended_at) = (JobState::Queued, now, None);
@@ -253,7 +252,7 @@ fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) ->
     // A callback has the job of its last part.
     if let (Some(last), Some(mut row)) = (later.last(), rows.callback_row(job.callback)?) {
         row.job = Some(last.number);
-        rows.put_callback(&row)?;
+        rows.put_callback(&row);
     }
     Ok(())
 }

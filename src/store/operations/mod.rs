@@ -17,8 +17,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::encryption::Encryptor;
-use super::rows::{AuditEntry, Backend, Read, Write};
+use super::rows::{AuditEntry, Backend, Read as _};
 use super::sqlite::Sqlite;
+use super::work::Work;
 use super::{Store, StoreError, StoreOptions};
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::time::Clock;
@@ -106,19 +107,23 @@ impl Operations {
         note: &AuditNote,
         word: &str,
         target: &str,
-        work: impl FnOnce(&mut Sqlite, Timestamp) -> OperationDone<T>,
+        decide: impl FnOnce(&mut Work<'_>, Timestamp) -> OperationDone<T>,
     ) -> OperationDone<T> {
         let now = self.clock.now();
         self.backend.begin()?;
-        let done = work(&mut self.backend, now).and_then(|value| {
-            // The entry is in the same transaction: no change without its entry, no entry without its change.
-            self.backend.add_audit_entry(&AuditEntry {
-                at: now,
-                who: note.who.clone(),
-                act: word.to_owned(),
-                target: target.to_owned(),
-                why: note.why.clone(),
-            })?;
+        let mut work = Work::on(&self.backend);
+        let decided = decide(&mut work, now);
+        // The entry is in the same transaction: no change without its entry, no entry without its change.
+        work.add_audit_entry(AuditEntry {
+            at: now,
+            who: note.who.clone(),
+            act: word.to_owned(),
+            target: target.to_owned(),
+            why: note.why.clone(),
+        });
+        let changes = work.into_changes();
+        let done = decided.and_then(|value| {
+            self.backend.store(&changes)?;
             Ok(value)
         });
         match done {

@@ -7,7 +7,8 @@ use super::nonces::consume;
 use super::queue::{cancel, part_for};
 use super::{Acceptance, Accepted, KnownAnswer, LeasedJob, NewJob, SETTLED};
 use crate::store::StoreError;
-use crate::store::rows::{CallbackRow, Disposition, InstanceRow, JobRow, Result, Write};
+use crate::store::rows::{CallbackRow, Disposition, InstanceRow, JobRow, Numbered, Read, Result};
+use crate::store::work::Work;
 use spid_core::lifecycle::id_of_part;
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_core::lifecycle::{Decision, Reason};
@@ -16,7 +17,7 @@ use spid_hook::instance::{Instance, State};
 
 /// Keeps a callback. `None`: the request is a copy of one that was accepted before, and nothing is kept of it.
 pub(crate) fn accept_once(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     acceptance: &Acceptance,
     new_job: NewJob,
 ) -> Result<Option<Accepted>> {
@@ -34,7 +35,7 @@ pub(crate) fn accept_once(
 ///
 /// The request is handled as the actions in `asked`: its own actions, or those that an operator chose.
 pub(crate) fn accept_for(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     acceptance: &Acceptance,
     asked: &[Action],
     new_job: NewJob,
@@ -54,13 +55,10 @@ pub(crate) fn accept_for(
     decide_row(&mut row, &judged, acceptance);
     let before = judged.latest.as_ref().filter(|before| before.number == row.number);
     let mut made = new_jobs(acceptance, &judged, instance.as_ref(), new_job);
-    if !made.is_empty() {
-        // Assign the job numbers before the insert, so that the callback is written once. The callback has the job of
-        // its last part: when that job is done, all parts are done.
-        for (number, job) in (rows.next_job()?..).zip(&mut made) {
-            job.number = number;
-            row.job = Some(number);
-        }
+    // The callback has the job of its last part: when that job is done, all parts are done.
+    for job in &mut made {
+        job.number = rows.take_number(Numbered::Job)?;
+        row.job = Some(job.number);
     }
     if before.is_some_and(|before| is_new_decision(before, &row)) {
         // An operator dismissed the old decision. A new decision must be shown again.
@@ -92,7 +90,7 @@ pub(crate) fn accept_for(
         mark_reported(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     if added.as_ref() != Some(&accepted.row) {
-        rows.put_callback(&accepted.row)?;
+        rows.put_callback(&accepted.row);
     }
     Ok(accepted)
 }
@@ -111,7 +109,7 @@ fn is_first(judged: &Judged) -> bool {
 
 /// Returns the instance of the callback after it is written: created, described again, or left as a tombstone.
 fn settle_instance(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     acceptance: &Acceptance,
     judged: &Judged,
     new_job: NewJob,
@@ -134,7 +132,7 @@ fn settle_instance(
                 set_marketplace_id(rows, &mut row, callback)?;
             }
             row.instance.updated_at = now;
-            rows.put_instance(&row)?;
+            rows.put_instance(&row);
             Some(row)
         }
         (None, true) => Some(new_instance(rows, acceptance, judged, begins)?),
@@ -142,14 +140,14 @@ fn settle_instance(
     };
     // A later callback without a name may find the instance by its order id.
     if let (Some(row), Some(order), true) = (&row, callback.order_id.as_deref(), runs) {
-        rows.add_order(&acceptance.account, order, row.number)?;
+        rows.add_order(&acceptance.account, order, row.number);
     }
     Ok(row)
 }
 
 /// Creates the instance. `begins`: its create job starts at once.
 fn new_instance(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     acceptance: &Acceptance,
     judged: &Judged,
     begins: bool,
@@ -174,14 +172,14 @@ fn new_instance(
         InstanceRow { number, created_by: None, marketplace_instance_id: None, known_as: None, instance };
     set_marketplace_id(rows, &mut row, callback)?;
     if row.marketplace_instance_id.is_some() {
-        rows.put_instance(&row)?;
+        rows.put_instance(&row);
     }
     Ok(row)
 }
 
 /// Returns the row on which this delivery is counted: of the open callback, of the repeated one, or a new row.
 fn callback_row(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     acceptance: &Acceptance,
     judged: &Judged,
     instance: Option<&InstanceRow>,
@@ -234,7 +232,7 @@ fn belongs_elsewhere(
 /// A callback that was carried out stays as it is: what runs now is another callback. An idempotency key stands for one
 /// payload, so a row that had a job takes no other payload. A row that had no job takes the latest payload.
 fn may_run_again(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     row: &CallbackRow,
     judged: &Judged,
     acceptance: &Acceptance,
@@ -254,7 +252,7 @@ fn may_run_again(
     if row.job.is_some() {
         return Ok(false);
     }
-    rows.put_body(row.number, &acceptance.callback)?;
+    rows.put_body(row.number, acceptance.callback.clone());
     Ok(true)
 }
 
@@ -358,23 +356,21 @@ fn new_jobs(
             proposed_id: None,
             created_at: now,
             ended_at: None,
+            blocked: false,
         });
     }
     jobs
 }
 
 fn begin_job(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     accepted: &mut Accepted,
     mut job: JobRow,
     acceptance: &Acceptance,
     instance: Option<&InstanceRow>,
 ) -> Result<()> {
     job.callback = accepted.row.number;
-    // The callback row already names this number, so another number would break the reference.
-    if rows.add_job(&job)? != job.number {
-        return Err(StoreError::Inconsistent("the number of a new job is not the expected one"));
-    }
+    rows.add_job(&job)?;
     accepted.answer = match accepted.row.reported_at {
         Some(_) => KnownAnswer::Applied(Box::default()),
         None => KnownAnswer::Wait(job.number),
@@ -394,7 +390,7 @@ fn begin_job(
 
 /// Records that success is reported now. A query that receives the create's answer counts as a report of the create.
 fn mark_reported(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     row: &mut CallbackRow,
     instance: Option<&InstanceRow>,
     acceptance: &Acceptance,
@@ -408,7 +404,7 @@ fn mark_reported(
     let Some(job) = rows.job_of(created_by)? else { return Ok(()) };
     if let Some(mut create) = rows.callback_row(job.callback)? {
         create.reported_at = create.reported_at.or(Some(now));
-        rows.put_callback(&create)?;
+        rows.put_callback(&create);
     }
     Ok(())
 }

@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use super::decision::Judged;
 use super::queue::{bring_forward, first_part};
 use super::{Accepted, HELD, KnownAnswer, StoredAnswer};
-use crate::observe::limits;
 use crate::store::StoreError;
-use crate::store::rows::{CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Write};
+use crate::store::rows::{CallbackRow, InstanceRow, JobRow, Read, Result};
+use crate::store::work::Work;
 use spid_core::lifecycle::schedule::JobState;
 use spid_core::lifecycle::{Decision, Reason};
 use spid_hook::callback::Action;
@@ -15,7 +15,7 @@ use spid_hook::instance::State;
 
 /// Returns the answer to a callback that made no job of its own.
 pub(super) fn answer_without_job(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     accepted: &mut Accepted,
     judged: &Judged,
     instance: Option<&InstanceRow>,
@@ -41,9 +41,7 @@ pub(super) fn answer_without_job(
 pub(super) fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<KnownAnswer> {
     let not_ready = KnownAnswer::Refused(Reason::NotReady.code(), Reason::NotReady.sentence());
     let Some(row) = instance else { return Ok(not_ready) };
-    let filter =
-        Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
-    let mut jobs = rows.list_jobs(&filter)?.into_iter();
+    let mut jobs = rows.instance_jobs(row.number)?.into_iter();
     let create = jobs.find(|job| job.action == Action::Create && job.state == JobState::Refused);
     let waits = rows.has_queue(row.number)?;
     Ok(match create.filter(|_| !waits) {
@@ -54,7 +52,7 @@ pub(super) fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) ->
 
 /// Joins a job. A queued or dead job is brought forward.
 fn join(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     accepted: &mut Accepted,
     number: i64,
     instance: Option<&InstanceRow>,

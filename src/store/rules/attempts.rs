@@ -10,7 +10,8 @@ use super::names::name_instance;
 use super::queue::{callback_of, end, is_followed, part_for, settle_queue_after};
 use super::{AttemptEnd, EndedAttempt, Finish, HELD, KnownAnswer, Retrying, Schedules};
 use crate::store::StoreError;
-use crate::store::rows::{AttemptRow, JobRow, Read, Result, Unreadable, Write};
+use crate::store::rows::{AttemptRow, JobRow, Read, Result, Unreadable};
+use crate::store::work::Work;
 use spid_core::lifecycle::Reason;
 use spid_core::lifecycle::schedule::{Extra, JobState, Next, Progress, Schedule};
 use spid_hook::callback::{Action, Callback};
@@ -32,20 +33,14 @@ pub(super) fn schedule_of(rows: &dyn Read, job: &JobRow, schedules: &Schedules) 
     }))
 }
 
-pub(super) fn note_attempt(
-    rows: &mut dyn Write,
-    job: &JobRow,
-    ending: &str,
-    note: &str,
-    now: Timestamp,
-) -> Result<()> {
-    rows.add_attempt(&AttemptRow {
+pub(super) fn note_attempt(rows: &mut Work<'_>, job: &JobRow, ending: &str, note: &str, now: Timestamp) {
+    rows.add_attempt(AttemptRow {
         job: job.number,
         attempt: job.attempts,
         ended_at: now,
         ending: ending.to_owned(),
         note: note.to_owned(),
-    })
+    });
 }
 
 pub(super) fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp) {
@@ -70,7 +65,7 @@ pub(super) fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp)
 ///
 /// `None`: the attempt has lost its lease, and nothing was changed.
 pub(crate) fn add_order_details(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     (number, attempt): (i64, u32),
     callback: &Callback,
     now: Timestamp,
@@ -80,11 +75,11 @@ pub(crate) fn add_order_details(
     let mut row = instance.ok_or(StoreError::Inconsistent("a job's instance is missing"))?;
     let (_, whole) =
         rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
-    rows.put_body(job.callback, &whole.with_part(callback))?;
+    rows.put_body(job.callback, Arc::new(whole.with_part(callback)));
     if job.action == Action::Create {
         row.instance.describe(callback);
         row.instance.updated_at = now;
-        rows.put_instance(&row)?;
+        rows.put_instance(&row);
     }
     Ok(Some(row.instance))
 }
@@ -93,11 +88,7 @@ pub(crate) fn add_order_details(
 ///
 /// If a row that this needs cannot be read, the job is held with its answer, because the hook has done its work.
 /// `None`: the attempt has lost its lease, and nothing was changed.
-pub(crate) fn finish(
-    rows: &mut dyn Write,
-    finish: &Finish,
-    reported: &[i64],
-) -> Result<Option<EndedAttempt>> {
+pub(crate) fn finish(rows: &mut Work<'_>, finish: &Finish, reported: &[i64]) -> Result<Option<EndedAttempt>> {
     match end_attempt(rows, finish, reported) {
         Err(StoreError::Unreadable(unreadable)) => hold_ended(rows, finish, &unreadable).map(Some),
         ended => ended,
@@ -105,7 +96,7 @@ pub(crate) fn finish(
 }
 
 /// Holds the job of an attempt whose end needs a row that cannot be read.
-fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) -> Result<EndedAttempt> {
+fn hold_ended(rows: &mut Work<'_>, finish: &Finish, unreadable: &Unreadable) -> Result<EndedAttempt> {
     let note = match &finish.end {
         AttemptEnd::Done(_) => {
             format!("the hook has succeeded, but {unreadable}; repair the row, then retry the job")
@@ -123,14 +114,14 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
             job.note = Some(note.clone());
             rows.put_job(&job)?;
         }
-        Ok(None) | Err(StoreError::Unreadable(_)) => rows.hold_unreadable(finish.job, &note)?,
+        Ok(None) | Err(StoreError::Unreadable(_)) => rows.hold_unreadable(finish.job, &note),
         Err(error) => return Err(error),
     }
     let answer = KnownAnswer::Held(HELD.to_owned());
     Ok(EndedAttempt { state: JobState::Held, answer, note: Some(note), wakes: false })
 }
 
-fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Result<Option<EndedAttempt>> {
+fn end_attempt(rows: &mut Work<'_>, finish: &Finish, reported: &[i64]) -> Result<Option<EndedAttempt>> {
     // The lease was lost. Keep only the id that the hook chose.
     let Some(mut job) = running_attempt(rows, finish.job, finish.attempt)? else {
         remember_id(rows, finish)?;
@@ -151,7 +142,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
             KnownAnswer::NotYet
         }
         AttemptEnd::Retry { error, after } => {
-            note_attempt(rows, &job, "retry", error, finish.now)?;
+            note_attempt(rows, &job, "retry", error, finish.now);
             let progress = Progress { step: job.step, extra: job.extra };
             let schedule = schedule_of(rows, &job, &finish.schedules)?;
             let after_ms = after.map(|after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
@@ -192,7 +183,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
 }
 
 /// Keeps the id of a late answer. The answer is not used, but a later attempt must not give the instance another id.
-fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
+fn remember_id(rows: &mut Work<'_>, finish: &Finish) -> Result<()> {
     let AttemptEnd::Done(answer) = &finish.end else { return Ok(()) };
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
@@ -209,7 +200,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
 ///
 /// `asked` is the job's callback, if the caller has it in memory.
 pub(crate) fn complete(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     job: &mut JobRow,
     asked: Option<&Callback>,
     id: Option<&str>,
@@ -237,7 +228,7 @@ pub(crate) fn complete(
             row.instance.apply(&part_for(job, Arc::new(callback)), now);
         }
     }
-    rows.put_instance(&row)?;
+    rows.put_instance(&row);
     end(job, JobState::Done, now);
     job.note = None;
     Ok(KnownAnswer::Applied(Box::new(answer_of(job, Some(&row), None))))

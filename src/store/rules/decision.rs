@@ -4,9 +4,7 @@ use super::answers::{refused_create, stored_answer};
 use super::names::find_instance;
 use super::{Acceptance, Accepted, KnownAnswer, REJECTED, SETTLED};
 use crate::store::StoreError;
-use crate::store::rows::{
-    CallbackRow, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow, Read, Result,
-};
+use crate::store::rows::{CallbackRow, Disposition, InstanceAndQueue, InstanceRow, JobRow, Read, Result};
 use spid_core::lifecycle;
 use spid_core::lifecycle::schedule::JobState;
 use spid_core::lifecycle::{
@@ -209,8 +207,7 @@ fn earlier_of_part(
     whole: &[CallbackAndJob],
 ) -> Result<Option<EarlierCallback>> {
     let Some(instance) = instance else { return Ok(earlier(whole.iter())) };
-    let of_instance = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
-    let jobs = rows.list_jobs(&of_instance)?;
+    let jobs = rows.instance_jobs(instance.number)?;
     let mut own: Vec<CallbackAndJob> = Vec::new();
     for (row, _) in whole {
         // `list_jobs` returns the newest first.
@@ -237,8 +234,7 @@ fn earlier_of_part(
 /// Returns true if another purchase of the instance is open and unreported, or if a renewal of it is held.
 fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<bool> {
     let Some(row) = instance else { return Ok(false) };
-    let all = Filter { instance: Some(row.number), limit: usize::MAX, ..Filter::default() };
-    for callback in rows.list_callbacks(&all)? {
+    for callback in rows.instance_callbacks(row.number)? {
         let waits = match callback.action {
             Action::Create => {
                 let is_open = matches!(callback.disposition, Disposition::Held | Disposition::Job);

@@ -11,7 +11,8 @@ use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::LeasedJobs;
 use crate::store::StoreError;
-use crate::store::rows::{InstanceRow, JobRow, Read, ReadableJob, Result, Unreadable, Write};
+use crate::store::rows::{InstanceRow, JobRow, Read, ReadableJob, Result, Unreadable};
+use crate::store::work::Work;
 use spid_core::lifecycle::schedule::{JobState, Progress};
 use spid_hook::callback::Action;
 use spid_hook::time::plus_millis;
@@ -21,7 +22,7 @@ use spid_hook::time::plus_millis;
 /// The (job, attempt) pairs in `in_flight` are left out, because the caller still runs them. Their lease can only have
 /// ended because the clock jumped or the disk was full.
 pub(crate) fn end_leases(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     in_flight: &[(i64, u32)],
     schedules: &Schedules,
     now: Timestamp,
@@ -33,7 +34,7 @@ pub(crate) fn end_leases(
 ///
 /// Jobs for which `postpone` returns a time are postponed by it.
 pub(crate) fn lease_due(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     limit: usize,
     postpone: Option<&Postpone>,
     lease_until: Timestamp,
@@ -104,23 +105,18 @@ fn numbered(job: ReadableJob) -> (i64, Result<JobRow>) {
 }
 
 /// Holds a job that cannot be read. A job of a newer spid is postponed instead, and read again later.
-fn set_aside(
-    rows: &mut dyn Write,
-    job: i64,
-    unreadable: Unreadable,
-    now: Timestamp,
-) -> Result<UnreadableJob> {
+fn set_aside(rows: &mut Work<'_>, job: i64, unreadable: Unreadable, now: Timestamp) -> Result<UnreadableJob> {
     if unreadable.newer {
-        rows.postpone(job, plus_millis(now, limits::NEWER_PAUSE_MS))?;
+        rows.postpone(job, plus_millis(now, limits::NEWER_PAUSE_MS));
     } else {
-        rows.hold_unreadable(job, &format!("{unreadable}; repair the row, then retry the job"))?;
+        rows.hold_unreadable(job, &format!("{unreadable}; repair the row, then retry the job"));
     }
     Ok(UnreadableJob { job, unreadable })
 }
 
 /// Leases one job. `None`: the job was postponed.
 fn lease_one(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     mut job: JobRow,
     postpone: Option<&Postpone>,
     lease_until: Timestamp,
@@ -145,19 +141,16 @@ fn lease_one(
     job.attempts += 1;
     job.lease_until = Some(lease_until);
     rows.put_job(&job)?;
-    note_began(rows, &job, instance.as_mut())?;
+    note_began(rows, &job, instance.as_mut());
     let callback = part_for(&job, Arc::new(callback));
     Ok(Some(LeasedJob { job, callback, origin, instance: instance.map(|row| row.instance) }))
 }
 
 /// Marks the instance at its first create attempt. From then on the ISV's side may hold something for it.
-fn note_began(rows: &mut dyn Write, job: &JobRow, instance: Option<&mut InstanceRow>) -> Result<()> {
-    match instance {
-        Some(row) if job.action == Action::Create && !row.instance.began => {
-            row.instance.began = true;
-            rows.put_instance(row)
-        }
-        _ => Ok(()),
+fn note_began(rows: &mut Work<'_>, job: &JobRow, instance: Option<&mut InstanceRow>) {
+    if let Some(row) = instance.filter(|row| job.action == Action::Create && !row.instance.began) {
+        row.instance.began = true;
+        rows.put_instance(row);
     }
 }
 
@@ -165,7 +158,7 @@ fn note_began(rows: &mut dyn Write, job: &JobRow, instance: Option<&mut Instance
 ///
 /// Of these jobs only those are returned for which `lost` is true.
 pub(crate) fn recover(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     schedules: &Schedules,
     now: Timestamp,
     ended_before: Option<Timestamp>,
@@ -188,8 +181,8 @@ pub(crate) fn recover(
     Ok(recovered)
 }
 
-fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: Timestamp) -> Result<()> {
-    note_attempt(rows, &job, "lost", "the daemon stopped, or the lease ran out", now)?;
+fn give_back(rows: &mut Work<'_>, schedules: &Schedules, mut job: JobRow, now: Timestamp) -> Result<()> {
+    note_attempt(rows, &job, "lost", "the daemon stopped, or the lease ran out", now);
     // The browser that waited has gone, so a sign-on is not tried again.
     if job.action == Action::SignOn {
         job.note = Some("the daemon stopped while the browser waited".to_owned());
@@ -206,7 +199,7 @@ fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: 
 }
 
 /// Extends the leases of these attempts. Attempts that are no longer the job's last one are skipped.
-pub(crate) fn extend(rows: &mut dyn Write, in_flight: &[(i64, u32)], until: Timestamp) -> Result<()> {
+pub(crate) fn extend(rows: &mut Work<'_>, in_flight: &[(i64, u32)], until: Timestamp) -> Result<()> {
     for (number, attempt) in in_flight {
         match running_attempt(rows, *number, *attempt) {
             Ok(Some(mut job)) => {

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::rows::{CallbackRow, JobRow, Result, Write};
+use super::rows::{CallbackRow, JobRow, Read as _, Result};
+use super::work::Work;
 use super::{Postpone, Retrying, Schedules, StoreError};
 use spid_core::lifecycle::Policy;
 use spid_core::lifecycle::schedule::JobState;
@@ -196,13 +197,13 @@ pub(crate) struct EndedAttempt {
 }
 
 /// Adds deliveries that were answered without a write.
-pub(crate) fn count(rows: &mut dyn Write, counts: &[(i64, u64, Timestamp)]) -> Result<()> {
+pub(crate) fn count(rows: &mut Work<'_>, counts: &[(i64, u64, Timestamp)]) -> Result<()> {
     for (number, deliveries, last) in counts {
         match rows.callback_row(*number) {
             Ok(Some(mut row)) => {
                 row.deliveries += deliveries;
                 row.last_received_at = row.last_received_at.max(*last);
-                rows.put_callback(&row)?;
+                rows.put_callback(&row);
             }
             // An unreadable row must not cost the other callbacks their counts.
             Ok(None) | Err(StoreError::Unreadable(_)) => {}

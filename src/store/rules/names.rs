@@ -1,7 +1,8 @@
 //! Names of instances: the instance that a callback names, and the ids that name a new instance.
 
 use crate::store::StoreError;
-use crate::store::rows::{InstanceAndQueue, InstanceRow, JobRow, Read, Result, Unreadable, Write};
+use crate::store::rows::{InstanceAndQueue, InstanceRow, JobRow, Read, Result, Unreadable};
+use crate::store::work::Work;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::instance::{fault_of_any_id, fault_of_id};
 
@@ -55,7 +56,7 @@ fn refuse_missing_name(rows: &dyn Read, account: &str, callback: &Callback) -> R
 ///
 /// An id that another instance already has is not used. Then the instance's own id is reported.
 pub(super) fn set_marketplace_id(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     row: &mut InstanceRow,
     callback: &Callback,
 ) -> Result<()> {
@@ -70,7 +71,7 @@ pub(super) fn set_marketplace_id(
 
 /// Names the instance: by the hook's id, else the marketplace's id, else the `orderBizId`. Returns the fault of the id.
 pub(super) fn name_instance(
-    rows: &mut dyn Write,
+    rows: &mut Work<'_>,
     job: &mut JobRow,
     row: &mut InstanceRow,
     answer_id: Option<&str>,

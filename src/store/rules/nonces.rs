@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use crate::observe::limits;
-use crate::store::rows::{Read, Result, Write};
+use crate::store::rows::{Read, Result};
+use crate::store::work::Work;
 use spid_hook::callback::Nonce;
 use spid_hook::time::plus_millis;
 
@@ -12,8 +13,8 @@ use spid_hook::time::plus_millis;
 ///
 /// The grace time is needed because the clock may be set back. Digests older than that are deleted first, so the table
 /// holds only the requests of that time. `false`: the digest is stored already, and the request is a copy.
-pub(crate) fn consume(rows: &mut dyn Write, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
-    rows.forget_nonces(remembered_from(now))?;
+pub(crate) fn consume(rows: &mut Work<'_>, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
+    rows.forget_nonces(remembered_from(now));
     rows.add_nonce(account, &digest_of(nonce), nonce.until)
 }
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::store::StoreError;
-use crate::store::rows::{CallbackRow, JobRow, Read, Result, Unreadable, Write};
+use crate::store::rows::{CallbackRow, JobRow, Read, Result, Unreadable};
+use crate::store::work::Work;
 use spid_core::lifecycle;
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Callback};
 use spid_hook::instance::RequestedValues;
 
-pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
+pub(super) fn cancel(rows: &mut Work<'_>, number: i64, by: Action, now: Timestamp) -> Result<()> {
     if let Some(mut job) = rows.job(number)? {
         // The job may be a part that was canceled together with an earlier part.
         if !job.state.is_live() {
@@ -33,7 +34,7 @@ pub(crate) const LATER_PART: &str = "another part of its request,";
 ///
 /// A request of several parts is done when all of them are done. The callback now gets the job of the part that was not
 /// carried out, so that this job decides about a redelivery.
-fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result<()> {
+fn end_later_parts(rows: &mut Work<'_>, job: &JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     let mut has_ended_any = false;
     // Jobs of one request have increasing numbers in the order of its parts.
@@ -47,7 +48,7 @@ fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result
     }
     if has_ended_any && let Some(mut row) = rows.callback_row(job.callback)? {
         row.job = Some(job.number);
-        rows.put_callback(&row)?;
+        rows.put_callback(&row);
     }
     Ok(())
 }
@@ -73,7 +74,7 @@ pub(super) fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
     Ok(parts.find(|part| part.callback == job.callback).unwrap_or_else(|| job.clone()))
 }
 
-pub(super) fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<bool> {
+pub(super) fn bring_forward(rows: &mut Work<'_>, mut job: JobRow, now: Timestamp) -> Result<bool> {
     let due = schedule::forward_due(job.attempted_at, now);
     // A job without an attempt is due at once. A later due time comes from a postponement, or from a clock set back.
     let is_untried = job.state == JobState::Queued && job.attempts == 0;
@@ -130,7 +131,7 @@ pub(super) fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
 /// * If a release is queued, the job is canceled and not tried again.
 /// * A dead job is canceled if a later job supersedes it.
 /// * If a create ends undone, every other job except a release is canceled.
-pub(crate) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
+pub(crate) fn settle_queue_after(rows: &mut Work<'_>, job: &mut JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     if job.state == JobState::Done || job.state == JobState::Running {
         return Ok(());
@@ -166,7 +167,7 @@ pub(crate) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Ti
     Ok(())
 }
 
-fn cancel_behind(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<()> {
+fn cancel_behind(rows: &mut Work<'_>, mut job: JobRow, now: Timestamp) -> Result<()> {
     job.note = Some("its instance was not created".to_owned());
     end(&mut job, JobState::Cancelled, now);
     rows.put_job(&job)

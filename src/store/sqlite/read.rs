@@ -15,7 +15,7 @@ use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
     AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow,
-    KeyUse, Read, ReadableJob, Result, Totals, Unreadable,
+    KeyUse, Lists, Numbered, Read, ReadableJob, Result, Totals, Unreadable,
 };
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Callback};
@@ -223,14 +223,14 @@ struct Version {
     version: u32,
 }
 
-/// Returns the SQL expression for the number of the next row of a table.
+/// Returns the query for the number of the next row of a table.
 ///
 /// The number is higher than every existing row and every deleted row, which SQLite remembers in `sqlite_sequence`.
-/// Rows edited or removed by hand must not block later inserts. So the expression ignores values that are not integers,
+/// Rows edited or removed by hand must not block later inserts. So the query ignores values that are not integers,
 /// and numbers from 2^53 - 1 upwards. Nothing could follow those, because JSON has no higher integers.
-pub(super) fn next_number(table: &str) -> String {
+pub(super) fn next_number_sql(table: &str) -> String {
     format!(
-        "1 + max(0, coalesce((SELECT max(number) FROM {table} WHERE number < 9007199254740991), 0),
+        "SELECT 1 + max(0, coalesce((SELECT max(number) FROM {table} WHERE number < 9007199254740991), 0),
            coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = '{table}'
              AND typeof(seq) = 'integer' AND seq < 9007199254740991), 0))"
     )
@@ -240,10 +240,10 @@ pub(super) fn next_number(table: &str) -> String {
 const JOB_COLUMNS: &str =
     "job.number, job.id, job.callback, job.instance, job.in_lane, job.action, job.state, job.attempts,
          job.step, job.extra, job.due_at, job.lease_until, job.attempted_at, job.note, job.answer,
-         job.sealed, job.proposed_id, job.created_at, job.ended_at";
+         job.sealed, job.proposed_id, job.created_at, job.ended_at, job.blocked";
 
 /// Number of columns in [`JOB_COLUMNS`].
-const JOB_COLUMNS_COUNT: usize = 19;
+const JOB_COLUMNS_COUNT: usize = 20;
 
 fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
     read_job_behind(row, 0)
@@ -272,6 +272,7 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
         proposed_id: columns.next()?,
         created_at: columns.instant()?,
         ended_at: columns.instant_or_none()?,
+        blocked: columns.next()?,
     })
 }
 
@@ -413,42 +414,6 @@ impl Read for Sqlite {
         )
     }
 
-    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
-        let sql = &format!(
-            "SELECT {INSTANCE_COLUMNS}, name.account
-             FROM name LEFT JOIN instance ON instance.number = name.instance
-             WHERE name.name = ?1 ORDER BY instance.number"
-        );
-        let (found, mut unreadable) = self.partition(sql, [name], |row| match row.get_ref(0)? {
-            ValueRef::Null => {
-                let account = row.get_ref(INSTANCE_COLUMNS_COUNT)?.as_bytes().unwrap_or_default();
-                Err(dangling_reference("name", &String::from_utf8_lossy(account), name))
-            }
-            _ => read_instance(row),
-        })?;
-        // Every match is unreadable: an unreadable instance must not look like a missing one.
-        if let Some(last) = unreadable.pop_if(|_| found.is_empty()) {
-            return Err(StoreError::Unreadable(Box::new(last)));
-        }
-        unreadable.into_iter().for_each(|unreadable| self.log_once(unreadable));
-        Ok(found)
-    }
-
-    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>> {
-        let sql = &format!("SELECT {INSTANCE_COLUMNS} FROM instance ORDER BY number DESC LIMIT ?1");
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let (_, unreadable) = self.partition(sql, [limit], |row| read_instance(row).map(drop))?;
-        Ok(unreadable)
-    }
-
-    fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
-        let sql = "SELECT account, name FROM name WHERE instance = ?1 ORDER BY name LIMIT 1";
-        self.one(sql, [number], |row| {
-            let mut columns = Columns::of("name", row);
-            Ok((columns.next()?, columns.next()?))
-        })
-    }
-
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
         let sql = &format!(
             "SELECT {INSTANCE_COLUMNS},
@@ -470,6 +435,12 @@ impl Read for Sqlite {
             Some((row, false)) => Ok(Some((row, Vec::new()))),
             None => Ok(None),
         }
+    }
+
+    fn name_holder(&self, account: &str, name: &str) -> Result<Option<i64>> {
+        self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {
+            row.get::<_, i64>(0).map_err(|_| dangling_reference("name", account, name))
+        })
     }
 
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
@@ -517,6 +488,14 @@ impl Read for Sqlite {
         self.many(sql, [instance], read_job)
     }
 
+    fn instance_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+        self.list_jobs(&Filter { instance: Some(instance), limit: usize::MAX, ..Filter::default() })
+    }
+
+    fn instance_callbacks(&self, instance: i64) -> Result<Vec<CallbackRow>> {
+        self.list_callbacks(&Filter { instance: Some(instance), limit: usize::MAX, ..Filter::default() })
+    }
+
     fn has_queue(&self, instance: i64) -> Result<bool> {
         let sql =
             &format!("SELECT 1 FROM job WHERE instance = ?1 AND state < {DONE} AND in_lane = 1 LIMIT 1");
@@ -553,9 +532,14 @@ impl Read for Sqlite {
         self.one(&format!("SELECT {JOB_COLUMNS} FROM job WHERE number = ?1"), [number], read_job)
     }
 
-    fn next_job(&self) -> Result<i64> {
-        let next = self.one(&format!("SELECT {}", next_number("job")), [], |row| row.get(0))?;
-        next.ok_or(StoreError::Inconsistent("a job has no number"))
+    fn next_number(&self, table: Numbered) -> Result<i64> {
+        let table = match table {
+            Numbered::Instance => "instance",
+            Numbered::Callback => "callback",
+            Numbered::Job => "job",
+        };
+        let next = self.one(&next_number_sql(table), [], |row| row.get(0))?;
+        next.ok_or(StoreError::Inconsistent("a row has no number"))
     }
 
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
@@ -587,6 +571,58 @@ impl Read for Sqlite {
         // Skipped jobs stay unchanged until the next start.
         running.retain(|job| !self.skipped.borrow().contains(&number_of(job)));
         Ok(running)
+    }
+
+    fn key_uses(&self) -> Result<Vec<KeyUse>> {
+        let sql = "SELECT endpoint, label, mark, since, used_at FROM key_use ORDER BY endpoint, label";
+        self.readable(sql, [], |row| {
+            let mut columns = Columns::of("key_use", row);
+            Ok(KeyUse {
+                endpoint: columns.next()?,
+                label: columns.next()?,
+                mark: columns.next()?,
+                since: columns.instant()?,
+                used_at: columns.instant_or_none()?,
+            })
+        })
+    }
+}
+
+impl Lists for Sqlite {
+    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
+        let sql = &format!(
+            "SELECT {INSTANCE_COLUMNS}, name.account
+             FROM name LEFT JOIN instance ON instance.number = name.instance
+             WHERE name.name = ?1 ORDER BY instance.number"
+        );
+        let (found, mut unreadable) = self.partition(sql, [name], |row| match row.get_ref(0)? {
+            ValueRef::Null => {
+                let account = row.get_ref(INSTANCE_COLUMNS_COUNT)?.as_bytes().unwrap_or_default();
+                Err(dangling_reference("name", &String::from_utf8_lossy(account), name))
+            }
+            _ => read_instance(row),
+        })?;
+        // Every match is unreadable: an unreadable instance must not look like a missing one.
+        if let Some(last) = unreadable.pop_if(|_| found.is_empty()) {
+            return Err(StoreError::Unreadable(Box::new(last)));
+        }
+        unreadable.into_iter().for_each(|unreadable| self.log_once(unreadable));
+        Ok(found)
+    }
+
+    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>> {
+        let sql = &format!("SELECT {INSTANCE_COLUMNS} FROM instance ORDER BY number DESC LIMIT ?1");
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let (_, unreadable) = self.partition(sql, [limit], |row| read_instance(row).map(drop))?;
+        Ok(unreadable)
+    }
+
+    fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
+        let sql = "SELECT account, name FROM name WHERE instance = ?1 ORDER BY name LIMIT 1";
+        self.one(sql, [number], |row| {
+            let mut columns = Columns::of("name", row);
+            Ok((columns.next()?, columns.next()?))
+        })
     }
 
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
@@ -691,20 +727,6 @@ impl Read for Sqlite {
              AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1"
         );
         self.many(sql, [DAY_MS, first, end], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
-    }
-
-    fn key_uses(&self) -> Result<Vec<KeyUse>> {
-        let sql = "SELECT endpoint, label, mark, since, used_at FROM key_use ORDER BY endpoint, label";
-        self.readable(sql, [], |row| {
-            let mut columns = Columns::of("key_use", row);
-            Ok(KeyUse {
-                endpoint: columns.next()?,
-                label: columns.next()?,
-                mark: columns.next()?,
-                since: columns.instant()?,
-                used_at: columns.instant_or_none()?,
-            })
-        })
     }
 
     fn totals(&self) -> Result<Totals> {

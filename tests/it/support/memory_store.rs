@@ -10,15 +10,15 @@ use jiff::Timestamp;
 use spid::internals::observe::limits;
 use spid::internals::store::encryption::Encryptor;
 use spid::internals::store::{
-    AttemptRow, AuditEntry, Backend, CallbackRow, Closed, CommittedRows, DAY_MS, Disposition, Filter,
-    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Read, ReadableJob, Reader, Store, StoreError,
-    StoreOptions, Totals, Unreadable, Write,
+    AttemptRow, AuditEntry, Backend, CallbackRow, Changes, Closed, CommittedRows, DAY_MS, Disposition,
+    Filter, InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, Numbered, Read, ReadableJob, Reader, Store,
+    StoreError, StoreOptions, Stored, StoredCallback, Totals, Unreadable,
 };
 use spid_core::lifecycle::Reason;
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
-use spid_hook::instance::{Instance, State};
+use spid_hook::instance::State;
 use spid_hook::time::Clock;
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -86,7 +86,7 @@ impl MemoryReader {
 }
 
 impl CommittedRows for MemoryReader {
-    fn with(&self, read: &mut dyn FnMut(&dyn Read) -> Result<()>) -> Result<()> {
+    fn with(&self, read: &mut dyn FnMut(&dyn Lists) -> Result<()>) -> Result<()> {
         read(self)
     }
 }
@@ -264,22 +264,6 @@ macro_rules! reads {
             fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
                 Ok(self.see(|tables| tables.instances.get(&number).cloned()))
             }
-            fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
-                Ok(self.see(|tables| {
-                    let numbers =
-                        tables.names.iter().filter(|(key, _)| key.1 == name).map(|(_, number)| number);
-                    numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
-                }))
-            }
-            fn unreadable_instances(&self, _limit: usize) -> Result<Vec<Unreadable>> {
-                Ok(Vec::new())
-            }
-            fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
-                Ok(self.see(|tables| {
-                    let named = tables.names.iter().filter(|(_, instance)| **instance == number);
-                    named.map(|(key, _)| key.clone()).min_by_key(|(_, name)| name.clone())
-                }))
-            }
             fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
                 let key = (account.to_owned(), name.to_owned());
                 Ok(self.see(|tables| {
@@ -287,6 +271,10 @@ macro_rules! reads {
                     let row = tables.instances.get(number)?.clone();
                     Some((row, tables.queue_with_callbacks(*number)))
                 }))
+            }
+            fn name_holder(&self, account: &str, name: &str) -> Result<Option<i64>> {
+                let key = (account.to_owned(), name.to_owned());
+                Ok(self.see(|tables| tables.names.get(&key).copied()))
             }
             fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
                 let from = (account.to_owned(), order_id.to_owned(), i64::MIN);
@@ -318,6 +306,16 @@ macro_rules! reads {
             fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
                 Ok(self.see(|tables| tables.queue(instance).cloned().collect()))
             }
+            fn instance_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+                self.list_jobs(&Filter { instance: Some(instance), limit: usize::MAX, ..Filter::default() })
+            }
+            fn instance_callbacks(&self, instance: i64) -> Result<Vec<CallbackRow>> {
+                self.list_callbacks(&Filter {
+                    instance: Some(instance),
+                    limit: usize::MAX,
+                    ..Filter::default()
+                })
+            }
             fn has_queue(&self, instance: i64) -> Result<bool> {
                 Ok(self.see(|tables| tables.queue(instance).next().is_some()))
             }
@@ -343,8 +341,12 @@ macro_rules! reads {
             fn job(&self, number: i64) -> Result<Option<JobRow>> {
                 Ok(self.see(|tables| tables.jobs.get(&number).cloned()))
             }
-            fn next_job(&self) -> Result<i64> {
-                Ok(self.see(|tables| next(&tables.jobs)))
+            fn next_number(&self, table: Numbered) -> Result<i64> {
+                Ok(self.see(|tables| match table {
+                    Numbered::Instance => next(&tables.instances),
+                    Numbered::Callback => next(&tables.callbacks),
+                    Numbered::Job => next(&tables.jobs),
+                }))
             }
             fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
                 Ok(self.see(|tables| tables.jobs.values().find(|job| job.id == id).cloned()))
@@ -363,6 +365,28 @@ macro_rules! reads {
                 Ok(self.see(|tables| {
                     let jobs = tables.jobs.values().filter(|job| job.state == JobState::Running);
                     jobs.filter(|job| has_ended(job)).cloned().map(Ok).collect()
+                }))
+            }
+            fn key_uses(&self) -> Result<Vec<KeyUse>> {
+                Ok(self.see(|tables| tables.key_uses.values().cloned().collect()))
+            }
+        }
+
+        impl Lists for $for {
+            fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
+                Ok(self.see(|tables| {
+                    let numbers =
+                        tables.names.iter().filter(|(key, _)| key.1 == name).map(|(_, number)| number);
+                    numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
+                }))
+            }
+            fn unreadable_instances(&self, _limit: usize) -> Result<Vec<Unreadable>> {
+                Ok(Vec::new())
+            }
+            fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
+                Ok(self.see(|tables| {
+                    let named = tables.names.iter().filter(|(_, instance)| **instance == number);
+                    named.map(|(key, _)| key.clone()).min_by_key(|(_, name)| name.clone())
                 }))
             }
             fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
@@ -392,9 +416,6 @@ macro_rules! reads {
             fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
                 Ok(self.see(|tables| tables.expiries(first, end)))
             }
-            fn key_uses(&self) -> Result<Vec<KeyUse>> {
-                Ok(self.see(|tables| tables.key_uses.values().cloned().collect()))
-            }
             fn totals(&self) -> Result<Totals> {
                 Ok(self.see(Tables::totals))
             }
@@ -412,116 +433,58 @@ fn next<T>(table: &BTreeMap<i64, T>) -> i64 {
     table.last_key_value().map_or(1, |(number, _)| number + 1)
 }
 
-impl Write for Memory {
-    fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
-        let tables = self.tables()?;
-        let number = next(&tables.instances);
-        let row = InstanceRow {
-            number,
-            created_by: None,
-            marketplace_instance_id: None,
-            known_as: None,
-            instance: instance.clone(),
-        };
-        tables.instances.insert(number, row);
-        Ok(number)
-    }
-    fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
-        self.tables()?.instances.insert(row.number, row.clone());
-        Ok(())
-    }
-    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
-        self.put_instance(row)
-    }
-    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
-        let key = (account.to_owned(), name.to_owned());
-        // A name that the instance already has is not a fault.
-        Ok(*self.tables()?.names.entry(key).or_insert(instance) == instance)
-    }
-    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
-        self.tables()?.orders.insert((account.to_owned(), order_id.to_owned(), instance), ());
-        Ok(())
-    }
-    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
-        let tables = self.tables()?;
-        let number = next(&tables.callbacks);
-        tables.callbacks.insert(number, (CallbackRow { number, ..row.clone() }, callback.clone()));
-        Ok(number)
-    }
-    fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
-        if let Some(stored) = self.tables()?.callbacks.get_mut(&row.number) {
-            stored.0 = row.clone();
-        }
-        Ok(())
-    }
-    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
-        if let Some(stored) = self.tables()?.callbacks.get_mut(&number) {
-            stored.1 = callback.clone();
-        }
-        Ok(())
-    }
-    fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
-        let key = (account.to_owned(), *mark);
-        let nonce = &mut self.tables()?.nonce;
-        let is_new = !nonce.contains_key(&key);
-        nonce.entry(key).or_insert(until);
-        Ok(is_new)
-    }
-    fn forget_nonces(&mut self, before: Timestamp) -> Result<()> {
-        self.tables()?.nonce.retain(|_, until| *until >= before);
-        Ok(())
-    }
-    fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
-        if let Some((row, _)) = self.tables()?.callbacks.get_mut(&callback) {
-            row.reported_at = row.reported_at.or(Some(at));
-        }
-        Ok(())
-    }
-    fn add_job(&mut self, row: &JobRow) -> Result<i64> {
-        let tables = self.tables()?;
-        let number = next(&tables.jobs);
-        tables.jobs.insert(number, JobRow { number, ..row.clone() });
-        Ok(number)
-    }
-    fn put_job(&mut self, row: &JobRow) -> Result<()> {
-        self.tables()?.jobs.insert(row.number, row.clone());
-        Ok(())
-    }
-    fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()> {
-        if let Some(row) = self.tables()?.jobs.get_mut(&job) {
-            row.state = JobState::Held;
-            row.lease_until = None;
-            row.note = Some(note.to_owned());
-        }
-        Ok(())
-    }
-    fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()> {
-        if let Some(row) = self.tables()?.jobs.get_mut(&job) {
-            row.due_at = until;
-        }
-        Ok(())
-    }
-    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
-        self.tables()?.attempts.push(row.clone());
-        Ok(())
-    }
-    fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()> {
-        self.tables()?.acts.push(row.clone());
-        Ok(())
-    }
-    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
-        self.tables()?.key_uses.insert((row.endpoint.clone(), row.label.clone()), row.clone());
-        Ok(())
-    }
-    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
-        self.tables()?.key_uses.remove(&(endpoint.to_owned(), label.to_owned()));
-        Ok(())
-    }
-}
-
 impl Backend for Memory {
     fn begin(&mut self) -> Result<()> {
         self.working = Some(self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(())
+    }
+    fn store(&mut self, changes: &Changes) -> Result<()> {
+        let tables = self.tables()?;
+        for stored in &changes.instances {
+            let (Stored::Added(row) | Stored::Changed(row)) = stored;
+            tables.instances.insert(row.number, row.clone());
+        }
+        for (account, name, instance) in &changes.names {
+            tables.names.insert((account.clone(), name.clone()), *instance);
+        }
+        for order in &changes.orders {
+            tables.orders.insert(order.clone(), ());
+        }
+        for stored in &changes.callbacks {
+            match stored {
+                StoredCallback::Added(row, body) => {
+                    tables.callbacks.insert(row.number, (row.clone(), Callback::clone(body)));
+                }
+                StoredCallback::Changed(row) => {
+                    if let Some(stored) = tables.callbacks.get_mut(&row.number) {
+                        stored.0 = row.clone();
+                    }
+                }
+                StoredCallback::Body(number, body) => {
+                    if let Some(stored) = tables.callbacks.get_mut(number) {
+                        stored.1 = Callback::clone(body);
+                    }
+                }
+            }
+        }
+        for stored in &changes.jobs {
+            let (Stored::Added(row) | Stored::Changed(row)) = stored;
+            tables.jobs.insert(row.number, row.clone());
+        }
+        tables.attempts.extend(changes.attempts.iter().cloned());
+        tables.acts.extend(changes.audit.iter().cloned());
+        if let Some(before) = changes.forget_nonces {
+            tables.nonce.retain(|_, until| *until >= before);
+        }
+        for (account, digest, until) in &changes.nonces {
+            tables.nonce.insert((account.clone(), *digest), *until);
+        }
+        for key in &changes.dropped_keys {
+            tables.key_uses.remove(key);
+        }
+        for row in &changes.key_uses {
+            tables.key_uses.insert((row.endpoint.clone(), row.label.clone()), row.clone());
+        }
         Ok(())
     }
     fn commit(&mut self) -> Result<()> {
@@ -544,9 +507,6 @@ impl Backend for Memory {
     }
     fn rollback_savepoint(&mut self) -> Result<()> {
         self.working = self.savepoint.take();
-        Ok(())
-    }
-    fn touch(&mut self) -> Result<()> {
         Ok(())
     }
     fn in_transaction(&self) -> bool {

@@ -4,20 +4,18 @@
 //! is a value instead of a thread, and its owner drives each batch. The owner chooses the size of the batch and the
 //! duration of its commit, and may leave the batch unfinished.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use spid::internals::store;
 use spid::internals::store::encryption::Encryptor;
 use spid::internals::store::{
-    AttemptRow, AuditEntry, Backend, CallbackRow, Ended, Filter, InstanceAndQueue, InstanceRow, JobRow,
-    KeyUse, Operated, Read, ReadableJob, Reader, Store, StoreError, StoreOptions, Totals, Unreadable, Write,
+    Backend, CallbackRow, Changes, Ended, InstanceAndQueue, InstanceRow, JobRow, KeyUse, Numbered, Operated,
+    Read, ReadableJob, Reader, Store, StoreError, StoreOptions,
 };
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
 use spid_hook::id::Id;
-use spid_hook::instance::Instance;
 use spid_hook::time::Clock;
 
 use crate::support::memory_store::{Memory, MemoryReader};
@@ -170,17 +168,11 @@ impl Read for FailingRows {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
         self.rows.instance(number)
     }
-    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
-        self.rows.instances_named(name)
-    }
-    fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>> {
-        self.rows.unreadable_instances(limit)
-    }
-    fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
-        self.rows.name_of(number)
-    }
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
         self.decided_on().instance_by_name(account, name)
+    }
+    fn name_holder(&self, account: &str, name: &str) -> Result<Option<i64>> {
+        self.rows.name_holder(account, name)
     }
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
         self.decided_on().instances_by_order(account, order_id)
@@ -193,6 +185,12 @@ impl Read for FailingRows {
     }
     fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
         Ok(self.decided_on().queue(instance)?.into_iter().map(|(job, _)| job).collect())
+    }
+    fn instance_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+        self.rows.instance_jobs(instance)
+    }
+    fn instance_callbacks(&self, instance: i64) -> Result<Vec<CallbackRow>> {
+        self.rows.instance_callbacks(instance)
     }
     fn has_queue(&self, instance: i64) -> Result<bool> {
         self.rows.has_queue(instance)
@@ -222,8 +220,8 @@ impl Read for FailingRows {
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
         self.rows.job(number)
     }
-    fn next_job(&self) -> Result<i64> {
-        self.rows.next_job()
+    fn next_number(&self, table: Numbered) -> Result<i64> {
+        self.rows.next_number(table)
     }
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
         self.rows.job_by_id(id)
@@ -237,114 +235,8 @@ impl Read for FailingRows {
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         self.rows.running(ended_before)
     }
-    fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
-        self.rows.list_instances(filter)
-    }
-    fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
-        self.rows.list_jobs(filter)
-    }
-    fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
-        self.rows.list_callbacks(filter)
-    }
-    fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-        self.rows.unreported()
-    }
-    fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
-        self.rows.attempts(job)
-    }
-    fn audit_log(&self, limit: usize) -> Result<Vec<AuditEntry>> {
-        self.rows.audit_log(limit)
-    }
-    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
-        self.rows.expiries(first, end)
-    }
     fn key_uses(&self) -> Result<Vec<KeyUse>> {
         self.rows.key_uses()
-    }
-    fn totals(&self) -> Result<Totals> {
-        self.rows.totals()
-    }
-    fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>> {
-        self.rows.unserved_accounts(served)
-    }
-}
-
-impl Write for FailingRows {
-    fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
-        self.at(Point::Write)?;
-        self.rows.add_instance(instance)
-    }
-    fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.put_instance(row)
-    }
-    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.replace_instance(row)
-    }
-    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
-        self.at(Point::Write)?;
-        self.rows.add_name(account, name, instance)
-    }
-    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.add_order(account, order_id, instance)
-    }
-    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
-        self.at(Point::Write)?;
-        self.rows.add_callback(row, callback)
-    }
-    fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.put_callback(row)
-    }
-    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.put_body(number, callback)
-    }
-    fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
-        self.at(Point::Write)?;
-        self.rows.add_nonce(account, mark, until)
-    }
-    fn forget_nonces(&mut self, before: Timestamp) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.forget_nonces(before)
-    }
-    fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.put_reported(callback, at)
-    }
-    fn add_job(&mut self, row: &JobRow) -> Result<i64> {
-        self.at(Point::Write)?;
-        self.rows.add_job(row)
-    }
-    fn put_job(&mut self, row: &JobRow) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.put_job(row)
-    }
-    fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.hold_unreadable(job, note)
-    }
-    fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.postpone(job, until)
-    }
-    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.add_attempt(row)
-    }
-    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.put_key_use(row)
-    }
-    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.drop_key_use(endpoint, label)
-    }
-    fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.add_audit_entry(row)
     }
 }
 
@@ -352,6 +244,13 @@ impl Backend for FailingRows {
     fn begin(&mut self) -> Result<()> {
         self.at(Point::Begin)?;
         self.rows.begin()
+    }
+    fn store(&mut self, changes: &Changes) -> Result<()> {
+        // Each row is a write of its own, and may fail.
+        for _ in 0..changes.rows_count() {
+            self.at(Point::Write)?;
+        }
+        self.rows.store(changes)
     }
     fn commit(&mut self) -> Result<()> {
         let fault = (self.choose_fault)(Point::Commit);
@@ -376,10 +275,6 @@ impl Backend for FailingRows {
     fn rollback_savepoint(&mut self) -> Result<()> {
         self.rows.rollback_savepoint()
     }
-    fn touch(&mut self) -> Result<()> {
-        self.at(Point::Write)?;
-        self.rows.touch()
-    }
     fn in_transaction(&self) -> bool {
         self.rows.in_transaction()
     }
@@ -390,7 +285,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use spid::internals::store::{Acceptance, AttemptEnd};
+    use spid::internals::store::{Acceptance, AttemptEnd, Filter};
     use spid_core::lifecycle::Policy;
     use spid_hook::callback::{Action, Answer, InstanceRef, Nonce};
 
