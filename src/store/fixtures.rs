@@ -14,8 +14,8 @@ pub(super) fn change<T>(backend: &mut Sqlite, changes: impl FnOnce(&mut Work<'_>
     backend.begin().unwrap();
     let mut work = Work::on(backend);
     let changed = changes(&mut work).unwrap();
-    let changes = work.into_changes();
-    backend.store(&changes).unwrap();
+    let rows = work.into_rows();
+    backend.store(&rows.changes()).unwrap();
     backend.commit().unwrap();
     changed
 }

@@ -75,7 +75,7 @@ pub use views::{
     ViewError,
 };
 pub use waiters::{HandedJob, ResultWaiter};
-pub use work::{Changes, Stored, StoredCallback, Work};
+pub use work::{Changes, Stored, StoredCallback, Work, WorkRows};
 pub use writer::{Batch, Ended, LeasedJobs, Operated, Writer};
 
 /// Result of recording the end of an attempt.

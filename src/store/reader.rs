@@ -49,8 +49,7 @@ impl Reader {
     /// # Errors
     /// Fails with a [`StoreError`] if the database cannot be read. This holds for all reads.
     pub fn instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>, StoreError> {
-        let rows = self.with(|rows| rows.list_instances(filter))?;
-        rows.into_iter().map(|row| self.named(row)).collect()
+        self.with(|rows| rows.list_instances(filter))
     }
 
     /// Returns the instances with this name, in every account.
@@ -58,8 +57,7 @@ impl Reader {
     /// # Errors
     /// Fails like [`Reader::instances`].
     pub fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>, StoreError> {
-        let rows = self.with(|rows| rows.instances_named(name))?;
-        rows.into_iter().map(|row| self.named(row)).collect()
+        self.with(|rows| rows.instances_named(name))
     }
 
     /// Returns the instance with this number.
@@ -67,8 +65,7 @@ impl Reader {
     /// # Errors
     /// Fails like [`Reader::instances`].
     pub fn instance(&self, number: i64) -> Result<Option<InstanceRow>, StoreError> {
-        let row = self.with(|rows| rows.instance(number))?;
-        row.map(|row| self.named(row)).transpose()
+        self.with(|rows| rows.instance(number))
     }
 
     /// Returns jobs, the newest first.

@@ -52,7 +52,7 @@ pub struct InstanceRow {
     pub marketplace_instance_id: Option<String>,
     /// A name of an instance with neither an id nor an `orderBizId`, because its release came before anything else.
     ///
-    /// The reader sets it. It is not stored in this row.
+    /// A [`Work`](super::Work) sets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known_as: Option<String>,
     /// The record.
@@ -398,12 +398,12 @@ pub trait Lists: Read {
 
 /// A backend with transactions.
 pub trait Backend: Read + Send + 'static {
-    /// Begins a transaction.
-    fn begin(&mut self) -> Result<()>;
+    /// Begins a transaction. `true`: only this backend has committed since its last transaction began.
+    fn begin(&mut self) -> Result<bool>;
     /// Stores the changes of a [`Work`](super::Work) in the open transaction.
     ///
     /// After an error some of them may be stored, so the caller must roll back.
-    fn store(&mut self, changes: &Changes) -> Result<()>;
+    fn store(&mut self, changes: &Changes<'_>) -> Result<()>;
     /// Commits the transaction.
     fn commit(&mut self) -> Result<()>;
     /// Rolls the transaction back, if one is open.

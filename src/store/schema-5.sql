@@ -51,11 +51,15 @@ CREATE TABLE new_instance (
   claimed_at     INTEGER,
   tenant         TEXT,
   public_id      TEXT,
-  converted      INTEGER NOT NULL DEFAULT 0
+  converted      INTEGER NOT NULL DEFAULT 0,
+  -- A name of an instance that has neither an id nor an orderBizId.
+  known_as       TEXT
 ) STRICT;
 INSERT INTO new_instance SELECT number, id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id, trial,
   expires_on, expires_on_raw, items, began, tombstone, adopted, created_by, created_at, updated_at, claimed_at, tenant,
-  public_id, converted FROM instance ORDER BY number;
+  public_id, converted, CASE WHEN id IS NULL AND order_biz_id IS NULL THEN
+    (SELECT name FROM name WHERE name.instance = instance.number ORDER BY name LIMIT 1) END
+  FROM instance ORDER BY number;
 DROP TABLE instance;
 ALTER TABLE new_instance RENAME TO instance;
 -- The seller's application asks which instances a buyer or a tenant has.

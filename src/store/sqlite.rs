@@ -33,6 +33,7 @@ pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_b
 use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
 pub use maintenance::InstanceExport;
 pub(super) use maintenance::{note_keys, noted_keys, was_killed};
+use write::HeadChange;
 use written::{FileState, check_noted};
 
 /// Application id that marks the file as ours: "spid" in ASCII.
@@ -46,6 +47,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
+    include_str!("schema-5.sql"),
 ];
 
 impl From<rusqlite::Error> for StoreError {
@@ -82,6 +84,10 @@ pub(crate) struct Sqlite {
     /// Jobs that cannot be read and are skipped until the next start. Their rows cannot be updated, or must not be
     /// updated.
     skipped: RefCell<BTreeSet<i64>>,
+    /// Change of numbers and totals in the open transaction, which its commit writes.
+    head: RefCell<HeadChange>,
+    /// The same change at the beginning of the savepoint.
+    head_before: HeadChange,
     /// Locks held for as long as the daemon writes. Field order matters: the locks follow the connection, because
     /// closing a descriptor of the database drops SQLite's own locks.
     daemon: Option<DaemonLocks>,
@@ -146,7 +152,7 @@ impl Sqlite {
         // The journal that undoes one operation of a batch lives only as long as the operation, so memory is enough.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         // Check the noted stamp before the migration, so that an outdated copy is refused unchanged.
-        let stamp = if version > 0 { check_noted(&connection, path)? } else { None };
+        let stamp = if version > 0 { check_noted(&connection, path, version)? } else { None };
         migrate(&connection, version)?;
         let place = DatabaseFiles::of(path, &inode)?;
         let mut daemon = DaemonLocks { place, inode, beside, seen: FileState::default() };
@@ -156,7 +162,14 @@ impl Sqlite {
 
     /// Wraps a connection, without the daemon's locks.
     fn of(connection: Connection) -> Sqlite {
-        Sqlite { connection, logged: RefCell::default(), skipped: RefCell::default(), daemon: None }
+        Sqlite {
+            connection,
+            logged: RefCell::default(),
+            skipped: RefCell::default(),
+            head: RefCell::default(),
+            head_before: HeadChange::default(),
+            daemon: None,
+        }
     }
 
     /// Location of the database as the daemon opened it; `None` on a connection without the daemon's locks.
@@ -183,9 +196,10 @@ impl Sqlite {
             checked => checked?,
         }
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let is_empty = recognise(&connection, path)? == 0;
+        let version = recognise(&connection, path)?;
+        let is_empty = version == 0;
         if !is_empty {
-            check_noted(&connection, path)?;
+            check_noted(&connection, path, version)?;
         }
         Ok((!is_empty).then(|| Sqlite::of(connection)))
     }
@@ -211,7 +225,7 @@ impl Sqlite {
         check_there(path)?;
         let operations = Sqlite::open_beside(path)?;
         // Refuse an outdated copy before it is changed.
-        check_noted(&operations.connection, path)?;
+        check_noted(&operations.connection, path, MIGRATIONS.len())?;
         operations.connection.pragma_update(None, "synchronous", "FULL")?;
         operations.connection.pragma_update(None, "foreign_keys", true)?;
         Ok(operations)
@@ -478,9 +492,14 @@ fn migrate(connection: &Connection, version: usize) -> Result<()> {
     let newest = MIGRATIONS.len();
     let Some(pending @ [_, ..]) = MIGRATIONS.get(version..) else { return Ok(()) };
     let steps = pending.concat();
+    // A table that is replaced is dropped while others refer to it. SQLite changes this setting only outside of a
+    // transaction.
+    let checked = connection.pragma_query_value(None, "foreign_keys", |row| row.get::<_, bool>(0))?;
+    connection.pragma_update(None, "foreign_keys", false)?;
     connection.execute_batch(&format!(
         "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {newest}; COMMIT;"
     ))?;
+    connection.pragma_update(None, "foreign_keys", checked)?;
     if version > 0 {
         tracing::info!(
             from = version,
@@ -492,26 +511,29 @@ fn migrate(connection: &Connection, version: usize) -> Result<()> {
 }
 
 impl Backend for Sqlite {
-    fn begin(&mut self) -> Result<()> {
+    fn begin(&mut self) -> Result<bool> {
         // The files must still be in place before anything is written to them.
         self.is_in_place()?;
+        *self.head.get_mut() = HeadChange::default();
         // IMMEDIATE takes the write lock now, so that no later statement of the transaction finds it taken.
         self.run("BEGIN IMMEDIATE", [])?;
         // Inside the transaction no other process can commit, so the check stays true until the commit.
-        let Some(daemon) = &mut self.daemon else { return Ok(()) };
+        let Some(daemon) = &mut self.daemon else { return Ok(false) };
         daemon.check_begun(&self.connection).inspect_err(|_| {
             // The refused transaction must not keep the write lock.
             let _ = self.connection.execute_batch("ROLLBACK");
         })
     }
-    fn store(&mut self, changes: &Changes) -> Result<()> {
+    fn store(&mut self, changes: &Changes<'_>) -> Result<()> {
         self.write(changes)
     }
     fn commit(&mut self) -> Result<()> {
         // The stamp is part of the commit, so both reach the disk or neither does.
-        let stamp = self.daemon.as_ref().map(|daemon| daemon.put_stamp(self)).transpose()?;
+        let next = self.daemon.as_ref().map(|daemon| daemon.next_stamp(&self.connection)).transpose()?;
+        let stamp = next.and_then(|(stamp, must_write)| stamp.filter(|_| must_write));
+        self.write_head(stamp)?;
         self.run("COMMIT", [])?;
-        if let (Some(daemon), Some(stamp)) = (&mut self.daemon, stamp) {
+        if let (Some(daemon), Some((stamp, _))) = (&mut self.daemon, next) {
             daemon.check_committed(&self.connection, stamp)?;
         }
         // A commit into a file that no start will find is not kept, although SQLite reports success.
@@ -522,12 +544,14 @@ impl Backend for Sqlite {
         if self.in_transaction() { self.run("ROLLBACK", []) } else { Ok(()) }
     }
     fn savepoint(&mut self) -> Result<()> {
+        self.head_before = *self.head.get_mut();
         self.run("SAVEPOINT operation", [])
     }
     fn release_savepoint(&mut self) -> Result<()> {
         self.run("RELEASE operation", [])
     }
     fn rollback_savepoint(&mut self) -> Result<()> {
+        *self.head.get_mut() = self.head_before;
         // `ROLLBACK TO` undoes the changes but keeps the savepoint, so the savepoint needs `RELEASE` too.
         self.run("ROLLBACK TO operation", [])?;
         self.run("RELEASE operation", [])

@@ -208,7 +208,7 @@ impl Reader {
         if accounts.is_empty() {
             return Ok(Vec::new());
         }
-        let found = self.with(|rows| {
+        self.with(|rows| {
             let instances = match by {
                 EntitledBy::Name(name) => {
                     let mut found = rows.instances_named(name)?;
@@ -231,12 +231,7 @@ impl Reader {
                 entitled.push(Entitled { row, owed });
             }
             Ok(entitled)
-        })?;
-        let mut named = Vec::with_capacity(found.len());
-        for Entitled { row, owed } in found {
-            named.push(Entitled { row: self.named(row)?, owed });
-        }
-        Ok(named)
+        })
     }
 
     /// Returns the one instance with this name. `account` is needed if several accounts have one.
@@ -436,15 +431,6 @@ impl Reader {
             Err(StoreError::Unreadable(_)) => Ok(None),
             row => Ok(row?.flatten()),
         }
-    }
-
-    /// Adds to the row a name that finds the instance, if it has neither an id nor an `orderBizId`.
-    pub(super) fn named(&self, row: InstanceRow) -> Result<InstanceRow, StoreError> {
-        if row.name().is_some() {
-            return Ok(row);
-        }
-        let named = self.with(|rows| rows.name_of(row.number))?;
-        Ok(InstanceRow { known_as: named.map(|(_, name)| name), ..row })
     }
 
     /// Returns the content of a callback. For an unreadable one, returns a callback that says so.

@@ -22,7 +22,7 @@ use super::rows::{
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
 use spid_hook::id::Id;
-use spid_hook::instance::Instance;
+use spid_hook::instance::{Instance, State};
 
 /// State of a row in memory, compared with the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,74 +110,107 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     }
 
     /// Returns the rows to store in the order of their keys: `true` for an added one, `None` for a removed one.
-    fn into_changes(self) -> impl Iterator<Item = (K, Option<V>, bool)> {
-        let changed = self.slots.into_iter().filter(|(_, slot)| slot.change != Change::None);
-        changed.map(|(key, slot)| (key, slot.row, slot.change == Change::Added))
+    fn changes(&self) -> impl Iterator<Item = (&K, Option<&V>, bool)> {
+        let changed = self.slots.iter().filter(|(_, slot)| slot.change != Change::None);
+        changed.map(|(key, slot)| (key, slot.row.as_ref(), slot.change == Change::Added))
+    }
+
+    /// Marks all rows as stored, and forgets those that are not wanted.
+    fn settle(&mut self, is_wanted: impl Fn(&K, &V) -> bool) {
+        self.slots.retain(|key, slot| {
+            slot.change = Change::None;
+            slot.row.as_ref().is_some_and(|row| is_wanted(key, row))
+        });
     }
 }
 
 /// A row to store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stored<T> {
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stored<'a, T> {
     /// Insert it.
-    Added(T),
+    Added(&'a T),
     /// Update the row with its number.
-    Changed(T),
+    Changed(&'a T),
 }
 
-impl<T> Stored<T> {
-    fn of(row: T, is_added: bool) -> Stored<T> {
+impl<'a, T> Stored<'a, T> {
+    fn of(row: &'a T, is_added: bool) -> Stored<'a, T> {
         if is_added { Stored::Added(row) } else { Stored::Changed(row) }
     }
 }
 
 /// A callback to insert, or the columns of one that changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoredCallback {
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoredCallback<'a> {
     /// Insert the callback with its content.
-    Added(CallbackRow, Arc<Callback>),
+    Added(&'a CallbackRow, &'a Callback),
     /// Update what may change in the row.
-    Changed(CallbackRow),
+    Changed(&'a CallbackRow),
     /// Replace the content.
-    Body(i64, Arc<Callback>),
+    Body(i64, &'a Callback),
 }
 
 /// Changes of a unit of work, in the order in which they must be stored: a row before those that refer to it.
 #[derive(Debug, Default)]
-pub struct Changes {
+pub struct Changes<'a> {
     /// Instances.
-    pub instances: Vec<Stored<InstanceRow>>,
+    pub instances: Vec<Stored<'a, InstanceRow>>,
     /// New names: account, name, and number of the instance.
-    pub names: Vec<(String, String, i64)>,
+    pub names: Vec<(&'a str, &'a str, i64)>,
     /// Orders: account, order, and number of the instance. They may be stored already.
-    pub orders: Vec<(String, String, i64)>,
+    pub orders: Vec<(&'a str, &'a str, i64)>,
     /// Callbacks.
-    pub callbacks: Vec<StoredCallback>,
+    pub callbacks: Vec<StoredCallback<'a>>,
     /// Jobs.
-    pub jobs: Vec<Stored<JobRow>>,
+    pub jobs: Vec<Stored<'a, JobRow>>,
     /// Instances in whose queue a job has ended: the next one may run now.
     pub unblocked: Vec<i64>,
     /// Live jobs to hold, with a note, because their row or another row that they need cannot be read.
-    pub held_unreadable: Vec<(i64, String)>,
+    pub held_unreadable: Vec<(i64, &'a str)>,
     /// Queued jobs that cannot be read, with a later due time.
     pub postponed: Vec<(i64, Timestamp)>,
     /// Attempts that did not succeed.
-    pub attempts: Vec<AttemptRow>,
+    pub attempts: &'a [AttemptRow],
     /// Entries of the audit log.
-    pub audit: Vec<AuditEntry>,
+    pub audit: &'a [AuditEntry],
     /// Nonce digests that were kept until before this instant are deleted.
     pub forget_nonces: Option<Timestamp>,
     /// New nonce digests: account, digest, and the time until which it is kept.
-    pub nonces: Vec<(String, [u8; 16], Timestamp)>,
+    pub nonces: Vec<(&'a str, &'a [u8; 16], Timestamp)>,
     /// Keys that are no longer configured: endpoint and label.
-    pub dropped_keys: Vec<(String, String)>,
+    pub dropped_keys: Vec<(&'a str, &'a str)>,
     /// Configured keys with their last use.
-    pub key_uses: Vec<KeyUse>,
+    pub key_uses: Vec<&'a KeyUse>,
+    /// Added instances in each state, less those that left it.
+    pub states: [i64; State::ALL.len()],
     /// True if the database must be written even if nothing changed.
     pub touch: bool,
 }
 
-impl Changes {
+impl Changes<'_> {
+    /// Returns the highest number of an added instance, callback and job; 0 without one.
+    pub fn highest_added(&self) -> [i64; 3] {
+        let mut highest = [0; 3];
+        let [instance, callback, job] = &mut highest;
+        // The rows are in the order of their numbers.
+        for row in &self.instances {
+            if let Stored::Added(row) = row {
+                *instance = row.number;
+            }
+        }
+        for row in &self.callbacks {
+            if let StoredCallback::Added(row, _) = row {
+                *callback = row.number;
+            }
+        }
+        for row in &self.jobs {
+            if let Stored::Added(row) = row {
+                *job = row.number;
+            }
+        }
+        highest
+    }
+
     /// Returns the number of rows to write.
     pub fn rows_count(&self) -> usize {
         [
@@ -202,10 +235,12 @@ impl Changes {
     }
 }
 
-/// Rows of a unit of work.
+/// Rows of a unit of work, as loaded and changed.
 #[derive(Debug, Default)]
-struct Rows {
+pub struct WorkRows {
     instances: Table<i64, InstanceRow>,
+    /// State of each stored instance as it was loaded.
+    states: BTreeMap<i64, State>,
     names: Table<(String, String), i64>,
     orders: Table<(String, String, i64), ()>,
     callbacks: Table<i64, CallbackRow>,
@@ -230,6 +265,95 @@ struct Rows {
     touch: bool,
 }
 
+impl WorkRows {
+    /// Returns what changed.
+    pub fn changes(&self) -> Changes<'_> {
+        let mut changes = Changes {
+            attempts: &self.attempts.rows,
+            audit: &self.audit.rows,
+            forget_nonces: self.forget_nonces,
+            touch: self.touch,
+            ..Changes::default()
+        };
+        for (number, row, is_added) in self.instances.changes() {
+            let Some(row) = row else { continue };
+            if let Some(count) = changes.states.get_mut(row.instance.state as usize) {
+                *count += 1;
+            }
+            let before = self.states.get(number);
+            if let Some(count) = before.and_then(|state| changes.states.get_mut(*state as usize)) {
+                *count -= 1;
+            }
+            changes.instances.push(Stored::of(row, is_added));
+        }
+        for ((account, name), instance, _) in self.names.changes() {
+            changes.names.extend(instance.map(|instance| (account.as_str(), name.as_str(), *instance)));
+        }
+        for ((account, order, instance), ..) in self.orders.changes() {
+            changes.orders.push((account, order, *instance));
+        }
+        for (number, row, is_added) in self.callbacks.changes() {
+            let Some(row) = row else { continue };
+            let body = self.bodies.slots.get(number).filter(|_| is_added);
+            changes.callbacks.push(match body.and_then(|slot| slot.row.as_ref()) {
+                Some(body) => StoredCallback::Added(row, body),
+                None => StoredCallback::Changed(row),
+            });
+        }
+        for (number, body, is_added) in self.bodies.changes() {
+            let body = body.filter(|_| !is_added);
+            changes.callbacks.extend(body.map(|body| StoredCallback::Body(*number, body)));
+        }
+        for (_, row, is_added) in self.jobs.changes() {
+            changes.jobs.extend(row.map(|row| Stored::of(row, is_added)));
+        }
+        changes.unblocked = self.unblocked.changes().map(|(instance, ..)| *instance).collect();
+        for (number, note, _) in self.held_unreadable.changes() {
+            changes.held_unreadable.extend(note.map(|note| (*number, note.as_str())));
+        }
+        for (number, until, _) in self.postponed.changes() {
+            changes.postponed.extend(until.map(|until| (*number, *until)));
+        }
+        for ((account, digest), until, _) in self.nonces.changes() {
+            changes.nonces.extend(until.map(|until| (account.as_str(), digest, *until)));
+        }
+        for ((endpoint, label), row, _) in self.key_uses.changes() {
+            match row {
+                Some(row) => changes.key_uses.push(row),
+                None => changes.dropped_keys.push((endpoint, label)),
+            }
+        }
+        changes
+    }
+
+    /// Returns the rows that the next unit of work will need, after these were stored: running jobs, whose attempts
+    /// will end, with their instances and callbacks.
+    ///
+    /// They may be used only if no other process has committed since.
+    #[must_use]
+    pub fn settled(mut self) -> WorkRows {
+        self.jobs.settle(|_, job| job.state == JobState::Running);
+        let (mut instances, mut callbacks) = (BTreeSet::new(), BTreeSet::new());
+        for job in self.jobs.rows() {
+            instances.extend(job.instance);
+            callbacks.insert(job.callback);
+        }
+        self.instances.settle(|number, _| instances.contains(number));
+        self.callbacks.settle(|number, _| callbacks.contains(number));
+        self.queues.retain(|instance, _| instances.contains(instance));
+        let states = self.instances.rows().map(|row| (row.number, row.instance.state)).collect();
+        WorkRows {
+            instances: self.instances,
+            states,
+            callbacks: self.callbacks,
+            jobs: self.jobs,
+            queues: self.queues,
+            next: self.next,
+            ..WorkRows::default()
+        }
+    }
+}
+
 /// Rows that are only added.
 #[derive(Debug)]
 struct Appended<T> {
@@ -246,7 +370,7 @@ impl<T> Default for Appended<T> {
 /// Rows that decisions read and change, on top of the rows of a backend.
 pub struct Work<'a> {
     stored: &'a dyn Read,
-    rows: RefCell<Rows>,
+    rows: RefCell<WorkRows>,
 }
 
 /// Calls a method of each table.
@@ -276,7 +400,12 @@ impl<K, V> Table<K, V> {
 impl<'a> Work<'a> {
     /// Begins a unit of work on the rows of a transaction.
     pub fn on(stored: &'a dyn Read) -> Work<'a> {
-        Work { stored, rows: RefCell::default() }
+        Work::with(stored, WorkRows::default())
+    }
+
+    /// Begins a unit of work with rows that are known to be as they are stored.
+    pub fn with(stored: &'a dyn Read, rows: WorkRows) -> Work<'a> {
+        Work { stored, rows: RefCell::new(rows) }
     }
 
     /// Keeps the changes of the operation that ends here.
@@ -295,57 +424,9 @@ impl<'a> Work<'a> {
         rows.audit.rows.truncate(rows.audit.kept);
     }
 
-    /// Ends the unit of work.
-    pub fn into_changes(self) -> Changes {
-        let mut rows = self.rows.into_inner();
-        let mut changes = Changes {
-            attempts: rows.attempts.rows,
-            audit: rows.audit.rows,
-            forget_nonces: rows.forget_nonces,
-            touch: rows.touch,
-            ..Changes::default()
-        };
-        for (_, row, is_added) in rows.instances.into_changes() {
-            changes.instances.extend(row.map(|row| Stored::of(row, is_added)));
-        }
-        for ((account, name), instance, _) in rows.names.into_changes() {
-            changes.names.extend(instance.map(|instance| (account, name, instance)));
-        }
-        changes.orders = rows.orders.into_changes().map(|(order, ..)| order).collect();
-        for (number, row, is_added) in rows.callbacks.into_changes() {
-            let Some(row) = row else { continue };
-            let body = match is_added {
-                true => rows.bodies.slots.remove(&number).and_then(|slot| slot.row),
-                false => None,
-            };
-            changes.callbacks.push(match body {
-                Some(body) => StoredCallback::Added(row, body),
-                None => StoredCallback::Changed(row),
-            });
-        }
-        for (number, body, _) in rows.bodies.into_changes() {
-            changes.callbacks.extend(body.map(|body| StoredCallback::Body(number, body)));
-        }
-        for (_, row, is_added) in rows.jobs.into_changes() {
-            changes.jobs.extend(row.map(|row| Stored::of(row, is_added)));
-        }
-        changes.unblocked = rows.unblocked.into_changes().map(|(instance, ..)| instance).collect();
-        for (number, note, _) in rows.held_unreadable.into_changes() {
-            changes.held_unreadable.extend(note.map(|note| (number, note)));
-        }
-        for (number, until, _) in rows.postponed.into_changes() {
-            changes.postponed.extend(until.map(|until| (number, until)));
-        }
-        for ((account, digest), until, _) in rows.nonces.into_changes() {
-            changes.nonces.extend(until.map(|until| (account, digest, until)));
-        }
-        for (key, row, _) in rows.key_uses.into_changes() {
-            match row {
-                Some(row) => changes.key_uses.push(row),
-                None => changes.dropped_keys.push(key),
-            }
-        }
-        changes
+    /// Ends the unit of work, and returns its rows with what changed in them.
+    pub fn into_rows(self) -> WorkRows {
+        self.rows.into_inner()
     }
 
     /// Adds an instance. Returns its number.
@@ -361,9 +442,13 @@ impl<'a> Work<'a> {
         Ok(number)
     }
 
-    /// Changes an instance.
+    /// Changes an instance, which was read before.
     pub fn put_instance(&mut self, row: &InstanceRow) {
-        self.rows.get_mut().instances.put(row.number, row.clone());
+        let mut row = row.clone();
+        if row.instance.id.is_some() || row.instance.order_biz_id.is_some() {
+            row.known_as = None;
+        }
+        self.rows.get_mut().instances.put(row.number, row);
     }
 
     /// Gives the instance a name. `false`: another instance of the account has it.
@@ -373,6 +458,12 @@ impl<'a> Work<'a> {
             return Ok(holder == instance);
         }
         self.rows.get_mut().names.add((account.to_owned(), name.to_owned()), instance);
+        // An instance without names of its own is listed by this one.
+        if let Some(row) = self.instance(instance)?
+            && row.name().is_none()
+        {
+            self.put_instance(&InstanceRow { known_as: Some(name.to_owned()), ..row });
+        }
         Ok(true)
     }
 
@@ -534,7 +625,7 @@ impl<'a> Work<'a> {
     /// Returns a row of a table, and loads it if this unit of work does not have it.
     fn row<K: Ord + Clone, V: Clone>(
         &self,
-        table: impl Fn(&mut Rows) -> &mut Table<K, V>,
+        table: impl Fn(&mut WorkRows) -> &mut Table<K, V>,
         key: K,
         load: impl FnOnce(&dyn Read) -> Result<Option<V>>,
     ) -> Result<Option<V>> {
@@ -544,6 +635,13 @@ impl<'a> Work<'a> {
         let loaded = load(self.stored)?;
         table(&mut self.rows.borrow_mut()).load(key, loaded.clone());
         Ok(loaded)
+    }
+
+    /// Keeps an instance that the backend returned.
+    fn load_instance(&self, row: &InstanceRow) {
+        let rows = &mut *self.rows.borrow_mut();
+        rows.states.entry(row.number).or_insert(row.instance.state);
+        rows.instances.load(row.number, Some(row.clone()));
     }
 
     /// Returns the numbers of jobs that may be in the queue, if the queue was loaded.
@@ -606,7 +704,15 @@ fn number_of(job: &ReadableJob) -> i64 {
 
 impl Read for Work<'_> {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
-        self.row(|rows| &mut rows.instances, number, |stored| stored.instance(number))
+        let known = self.rows.borrow().instances.get(&number);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let row = self.stored.instance(number)?;
+        if let Some(row) = &row {
+            self.load_instance(row);
+        }
+        Ok(row)
     }
 
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
@@ -619,7 +725,7 @@ impl Read for Work<'_> {
                 let found = self.stored.instance_by_name(account, name)?;
                 let number = found.as_ref().map(|(row, _)| row.number);
                 if let Some((row, queue)) = found {
-                    self.rows.borrow_mut().instances.load(row.number, Some(row.clone()));
+                    self.load_instance(&row);
                     self.load_bodies(&queue);
                     if self.numbers_of_queue(row.number).is_none() {
                         let jobs: Vec<JobRow> = queue.into_iter().map(|(job, _)| job).collect();

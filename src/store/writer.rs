@@ -21,7 +21,7 @@ use super::rules::{
     UnreadableJob,
 };
 use super::waiters::{DrainedWaiters, ResultWaiter, StoreSignals};
-use super::work::Work;
+use super::work::{Work, WorkRows};
 use super::{Postpone, Shared, StoreError};
 use crate::observe::limits;
 use crate::observe::metrics::Metric;
@@ -191,11 +191,13 @@ pub struct Writer<B> {
     backend: B,
     queue: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
+    /// Rows of the open batch; after its commit, rows that the next one will need.
+    known: WorkRows,
 }
 
 impl<B: Backend> Writer<B> {
     pub(super) fn new(backend: B, queue: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Writer<B> {
-        Writer { backend, queue, shared }
+        Writer { backend, queue, shared, known: WorkRows::default() }
     }
 
     /// Writes until every sender is gone.
@@ -242,12 +244,19 @@ impl<B: Backend> Writer<B> {
     /// nothing, and the others go on. If the rows cannot be stored, the whole batch is rolled back, and its operations
     /// run again, each with a unit of work and a savepoint of its own.
     pub fn operate(&mut self, mut batch: Batch) -> Operated {
-        let mut begun = self.backend.begin();
-        if begun.is_ok() && !self.run_together(&mut batch.0) {
+        let known = std::mem::take(&mut self.known);
+        let mut stored = false;
+        let mut begun = self.backend.begin().map(|is_alone| {
+            // Rows that are known from the last commit count only if nobody else has committed since.
+            let known = if is_alone { known } else { WorkRows::default() };
+            (self.known, stored) = self.run_together(&mut batch.0, known);
+        });
+        if begun.is_ok() && !stored {
             // Take back the effects outside the rows, too. Otherwise the second run would do them twice.
             undo(&mut batch.0, &self.shared.signals);
             // Start again with the rows as they were before the batch.
-            begun = self.backend.rollback().and_then(|()| self.backend.begin());
+            self.known = WorkRows::default();
+            begun = self.backend.rollback().and_then(|()| self.backend.begin()).map(drop);
             for command in &mut batch.0 {
                 // Without a transaction an operation would be kept on its own, so it then fails instead.
                 if let Err(error) = self.usable(&begun).and_then(|()| self.run_alone(command)) {
@@ -258,16 +267,18 @@ impl<B: Backend> Writer<B> {
         Operated { begun, batch }
     }
 
-    /// Runs the operations of a batch in one unit of work, and stores its changes. `false`: they could not be stored.
-    fn run_together(&mut self, batch: &mut [Command]) -> bool {
-        let mut work = Work::on(&self.backend);
+    /// Runs the operations of a batch in one unit of work, and stores its changes.
+    ///
+    /// Returns the rows, and `false` if they could not be stored.
+    fn run_together(&mut self, batch: &mut [Command], known: WorkRows) -> (WorkRows, bool) {
+        let mut work = Work::with(&self.backend, known);
         for command in batch {
             run(&mut work, command, &self.shared);
         }
-        let changes = work.into_changes();
-        let stored = catch_panic(|| self.backend.store(&changes));
+        let rows = work.into_rows();
+        let stored = catch_panic(|| self.backend.store(&rows.changes()));
         // SQLite can end a transaction by itself after an error, for example when the disk is full.
-        stored.is_ok() && self.backend.in_transaction()
+        (rows, stored.is_ok() && self.backend.in_transaction())
     }
 
     /// Runs one operation in a unit of work and a savepoint of its own.
@@ -277,9 +288,9 @@ impl<B: Backend> Writer<B> {
     fn run_alone(&mut self, command: &mut Command) -> Result<()> {
         let mut work = Work::on(&self.backend);
         run(&mut work, command, &self.shared);
-        let changes = work.into_changes();
+        let rows = work.into_rows();
         self.backend.savepoint()?;
-        let stored = catch_panic(|| self.backend.store(&changes));
+        let stored = catch_panic(|| self.backend.store(&rows.changes()));
         let ended = match &stored {
             Ok(()) => self.backend.release_savepoint(),
             Err(_) if self.backend.in_transaction() => self.backend.rollback_savepoint(),
@@ -311,6 +322,10 @@ impl<B: Backend> Writer<B> {
             Ok(()) => Err(StoreError::Io("an error ended the transaction".to_owned())),
             Err(error) => Err(error),
         };
+        let known = std::mem::take(&mut self.known);
+        if committed.is_ok() {
+            self.known = known.settled();
+        }
         self.shared.metrics.observe(Metric::CommitOperations, ["", ""], batch.0.len() as f64);
         if let Err(error) = &committed {
             tracing::error!(%error, operations = batch.0.len(), "the store could not commit; nothing of the batch was kept");

@@ -352,13 +352,12 @@ fn an_order_whose_name_cannot_be_read_is_not_done_twice() {
 #[test]
 fn a_number_that_is_lost_or_has_no_next_stops_no_new_order() {
     check_all(&[
-        bad("DELETE FROM sqlite_sequence WHERE name = 'job'", ""),
-        bad("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'job'", ""),
-        bad("UPDATE sqlite_sequence SET seq = 'many' WHERE name = 'job'", ""),
-        bad("UPDATE sqlite_sequence SET seq = -9223372036854775808 WHERE name = 'job'", ""),
-        bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'job'", ""),
-        bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'callback'", ""),
-        bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'instance'", ""),
+        bad("UPDATE head SET job = 0", ""),
+        bad("UPDATE head SET job = -9223372036854775808", ""),
+        bad("UPDATE head SET job = 9223372036854775807", ""),
+        bad("UPDATE head SET callback = 9223372036854775807", ""),
+        bad("UPDATE head SET instance = 9223372036854775807", ""),
+        bad("UPDATE head SET instance = 0, callback = 0, active = -9223372036854775808", ""),
         bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'act'", ""),
         bad("UPDATE job SET number = 99 WHERE number = 2", ""),
         bad("UPDATE job SET number = 9223372036854775807 WHERE number = 2", ""),

@@ -121,9 +121,9 @@ impl Operations {
             target: target.to_owned(),
             why: note.why.clone(),
         });
-        let changes = work.into_changes();
+        let rows = work.into_rows();
         let done = decided.and_then(|value| {
-            self.backend.store(&changes)?;
+            self.backend.store(&rows.changes())?;
             Ok(value)
         });
         match done {

@@ -312,10 +312,26 @@ fn queued_job((job, callback): &(JobRow, Callback)) -> QueuedJob {
     }
 }
 
+/// Returns true if the callback has no name, or one that an instance has.
+fn is_named(rows: &dyn Read, acceptance: &Acceptance) -> Result<bool> {
+    let mut has_name = false;
+    for name in acceptance.callback.subject.names() {
+        has_name = true;
+        if rows.name_holder(&acceptance.account, name)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(!has_name)
+}
+
 /// Returns the answer to a redelivery of a reported or refused callback. It only reads.
 ///
 /// `None` means that the callback needs the writer.
 pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Accepted>> {
+    // Nearly every new order ends here, at the cost of one look for its name.
+    if acceptance.callback.action == Action::Create && !is_named(rows, acceptance)? {
+        return Ok(None);
+    }
     let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
     // A create of an unknown instance always needs the writer.
     if found.is_none() && acceptance.callback.action == Action::Create {

@@ -116,10 +116,10 @@ pub(super) const INSTANCE_COLUMNS: &str = "instance.number, instance.created_by,
          instance.account, instance.endpoint, instance.buyer, instance.product, instance.sku,
          instance.order_id, instance.trial, instance.expires_on, instance.expires_on_raw, instance.items,
          instance.began, instance.tombstone, instance.adopted, instance.converted, instance.claimed_at, instance.tenant,
-         instance.created_at, instance.updated_at";
+         instance.created_at, instance.updated_at, instance.known_as";
 
 /// Number of columns in [`INSTANCE_COLUMNS`].
-const INSTANCE_COLUMNS_COUNT: usize = 24;
+const INSTANCE_COLUMNS_COUNT: usize = 25;
 
 pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     let mut columns = Columns::of("instance", row);
@@ -147,7 +147,8 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         created_at: columns.instant()?,
         updated_at: columns.instant()?,
     };
-    Ok(InstanceRow { number, created_by, marketplace_instance_id, known_as: None, instance })
+    let known_as = columns.next()?;
+    Ok(InstanceRow { number, created_by, marketplace_instance_id, known_as, instance })
 }
 
 fn read_items(columns: &mut Columns<'_>) -> rusqlite::Result<BTreeMap<String, String>> {
@@ -225,14 +226,13 @@ struct Version {
 
 /// Returns the query for the number of the next row of a table.
 ///
-/// The number is higher than every existing row and every deleted row, which SQLite remembers in `sqlite_sequence`.
+/// The number is higher than that of every existing row, and of every deleted row, which table `head` remembers.
 /// Rows edited or removed by hand must not block later inserts. So the query ignores values that are not integers,
 /// and numbers from 2^53 - 1 upwards. Nothing could follow those, because JSON has no higher integers.
-pub(super) fn next_number_sql(table: &str) -> String {
+fn next_number_sql(table: &str) -> String {
     format!(
         "SELECT 1 + max(0, coalesce((SELECT max(number) FROM {table} WHERE number < 9007199254740991), 0),
-           coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = '{table}'
-             AND typeof(seq) = 'integer' AND seq < 9007199254740991), 0))"
+           coalesce((SELECT {table} FROM head WHERE id = 1 AND {table} < 9007199254740991), 0))"
     )
 }
 
@@ -323,13 +323,17 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
 pub(super) fn due_sql() -> String {
     format!(
         "SELECT {JOB_COLUMNS} FROM job
-             WHERE state = {QUEUED} AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
+             WHERE state = {QUEUED} AND state < 2 AND kind = 0 AND blocked = 0 AND due_at <= ?1
+             ORDER BY due_at, number LIMIT ?2"
     )
 }
 
 /// Due time of the next job that is not blocked and not due yet.
 pub(super) fn next_due_sql() -> String {
-    format!("SELECT min(due_at) FROM job WHERE state = {QUEUED} AND blocked = 0 AND due_at > ?1")
+    format!(
+        "SELECT min(due_at) FROM job
+             WHERE state = {QUEUED} AND state < 2 AND kind = 0 AND blocked = 0 AND due_at > ?1"
+    )
 }
 
 /// Condition for a callback of a marketplace that succeeded and is not reported: its job succeeded, or an operator's
@@ -389,7 +393,7 @@ impl Conditions {
         let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
         let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
         // An instance may have names that no column holds, such as the id that the marketplace gave it.
-        let named = "EXISTS (SELECT 1 FROM name WHERE name.instance = instance.number AND name.name LIKE ? ESCAPE '\\')";
+        let named = "number IN (SELECT instance FROM name WHERE name LIKE ? ESCAPE '\\')";
         self.sql.push_str(&format!(" AND ({} OR {named})", found.join(" OR ")));
         // `%` and `_` in the text are literal. LIKE ignores the case of ASCII letters.
         let plain = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
@@ -455,13 +459,16 @@ impl Read for Sqlite {
 
     fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>> {
         let most = i64::try_from(limits::ORDER_INSTANCES_READ_COUNT).unwrap_or(i64::MAX);
-        self.one(
-            "SELECT instance.number FROM
-               (SELECT instance FROM purchase WHERE account = ?1 AND order_id = ?2 LIMIT ?4) AS bought
-             JOIN instance ON instance.number = bought.instance WHERE instance.order_biz_id = ?3",
-            params![account, order_id, order_biz_id, most],
-            |row| row.get(0),
-        )
+        let sql = "SELECT instance FROM purchase WHERE account = ?1 AND order_id = ?2 LIMIT ?3";
+        let bought: Vec<i64> = self.many(sql, params![account, order_id, most], |row| row.get(0))?;
+        // Nearly always the order is new, and then the instances need not be read.
+        for number in bought {
+            let sql = "SELECT number FROM instance WHERE number = ?1 AND order_biz_id = ?2";
+            if let Some(number) = self.one(sql, params![number, order_biz_id], |row| row.get(0))? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     fn queue(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
@@ -564,7 +571,7 @@ impl Read for Sqlite {
 
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         let sql = &format!(
-            "SELECT {JOB_COLUMNS} FROM job WHERE state = {RUNNING}
+            "SELECT {JOB_COLUMNS} FROM job WHERE state = {RUNNING} AND state < 2 AND blocked = 0
              AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
         );
         let mut running = self.many(sql, [millis(ended_before)], read_readable)?;
@@ -627,7 +634,11 @@ impl Lists for Sqlite {
 
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
         let mut conditions = Conditions::new(filter);
-        conditions.add("state = ?", filter.state.map(|state| state as i64));
+        match filter.state {
+            // A literal lets SQLite use the partial index.
+            Some(State::Frozen) => conditions.sql.push_str(&format!(" AND state = {}", State::Frozen as i64)),
+            state => conditions.add("state = ?", state.map(|state| state as i64)),
+        }
         conditions.any_of("account", &filter.accounts);
         conditions.add("buyer = ?", filter.buyer.clone());
         conditions.add("tenant = ?", filter.tenant.clone());
@@ -731,10 +742,14 @@ impl Lists for Sqlite {
 
     fn totals(&self) -> Result<Totals> {
         let mut totals = Totals::default();
-        for (state, count) in self.counts("SELECT state, count(*) FROM instance GROUP BY state")? {
-            let state = at_position(&State::ALL, state).map_or(UNKNOWN_STATE, State::as_str);
-            *totals.instances.entry(state).or_default() += count;
-        }
+        let sql = "SELECT pending, active, frozen, released FROM head WHERE id = 1";
+        let counts = self.one(sql, [], |row| {
+            Ok(State::ALL.map(|state| integer(row, state as usize).unwrap_or(0).max(0).unsigned_abs()))
+        })?;
+        let counts = State::ALL.into_iter().zip(counts.unwrap_or_default());
+        totals
+            .instances
+            .extend(counts.filter(|(_, count)| *count > 0).map(|(state, count)| (state.as_str(), count)));
         // Jobs that have not ended, and jobs in a state that this spid does not know.
         let sql = &format!(
             "SELECT state, count(*) FROM job WHERE state < {DONE} OR state > {CANCELLED} GROUP BY state"
@@ -750,10 +765,13 @@ impl Lists for Sqlite {
         // The second condition lets SQLite use the index of live jobs.
         let queued = &format!("SELECT min(created_at) FROM job WHERE state = {QUEUED} AND state < {DONE}");
         let queued = self.earliest(queued)?;
-        let running = self.earliest(&format!("SELECT min(created_at) FROM job WHERE state = {RUNNING}"))?;
+        let running = self.earliest(&format!(
+            "SELECT min(created_at) FROM job WHERE state = {RUNNING} AND state < {DONE}"
+        ))?;
         totals.oldest_job = queued.into_iter().chain(running).min();
-        totals.next_due =
-            self.earliest(&format!("SELECT min(due_at) FROM job WHERE state = {QUEUED} AND blocked = 0"))?;
+        totals.next_due = self.earliest(&format!(
+            "SELECT min(due_at) FROM job WHERE state = {QUEUED} AND state < 2 AND kind = 0 AND blocked = 0"
+        ))?;
         let used = self.one(&deliveries_used_sql(), [], |row| {
             Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten()))
         })?;

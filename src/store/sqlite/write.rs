@@ -3,24 +3,33 @@
 use rusqlite::{ErrorCode, Params, params};
 
 use super::codes::{DONE, JOB_HELD, QUEUED};
-use super::read::{millis, next_number_sql};
+use super::read::millis;
 use super::{MIGRATIONS, Sqlite};
 use crate::store::StoreError;
 use crate::store::rows::{AttemptRow, CallbackRow, InstanceRow, JobRow, Result};
 use crate::store::work::{Changes, Stored, StoredCallback};
 use spid_hook::callback::Callback;
-use spid_hook::instance::Instance;
+use spid_hook::instance::{Instance, State};
+
+/// Change of the row of table `head` in one transaction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct HeadChange {
+    /// Highest number of an added instance, callback and job.
+    numbers: [i64; 3],
+    /// Added instances in each state, less those that left it.
+    states: [i64; State::ALL.len()],
+}
 
 /// Columns of a changed instance: all but its number.
 const INSTANCE_SET: &str =
     "id = ?2, order_biz_id = ?3, state = ?4, account = ?5, endpoint = ?6, buyer = ?7, product = ?8,
     sku = ?9, order_id = ?10, trial = ?11, expires_on = ?12, expires_on_raw = ?13, items = ?14, began = ?15,
     tombstone = ?16, adopted = ?17, claimed_at = ?18, tenant = ?19, created_at = ?20, updated_at = ?21,
-    converted = ?22, created_by = ?23, public_id = ?24";
+    converted = ?22, created_by = ?23, public_id = ?24, known_as = ?25";
 
 impl Sqlite {
     /// Writes the changes of a unit of work: each row before those that refer to it.
-    pub(super) fn write(&self, changes: &Changes) -> Result<()> {
+    pub(super) fn write(&self, changes: &Changes<'_>) -> Result<()> {
         for instance in &changes.instances {
             self.write_instance(instance)?;
         }
@@ -58,13 +67,14 @@ impl Sqlite {
             let sql = &format!("UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = {QUEUED}");
             self.run_or_skip(*job, sql, params![job, until.as_millisecond()])?;
         }
-        for attempt in &changes.attempts {
+        for attempt in changes.attempts {
             self.add_attempt(attempt)?;
         }
-        for entry in &changes.audit {
-            let number = next_number_sql("act");
+        for entry in changes.audit {
+            // An entry is never deleted, and a number that was edited by hand must not block the next ones.
             self.run(
-                &format!("INSERT INTO act (number, at, who, act, target, why) VALUES (({number}), ?1, ?2, ?3, ?4, ?5)"),
+                "INSERT INTO act (number, at, who, act, target, why)
+                 SELECT 1 + coalesce(max(number), 0), ?1, ?2, ?3, ?4, ?5 FROM act WHERE number < 9007199254740991",
                 params![entry.at.as_millisecond(), entry.who, entry.act, entry.target, entry.why],
             )?;
         }
@@ -85,6 +95,13 @@ impl Sqlite {
                 params![row.endpoint, row.label, row.mark, row.since.as_millisecond(), millis(row.used_at)],
             )?;
         }
+        let head = &mut *self.head.borrow_mut();
+        for (count, change) in head.states.iter_mut().zip(changes.states) {
+            *count += change;
+        }
+        for (highest, added) in head.numbers.iter_mut().zip(changes.highest_added()) {
+            *highest = (*highest).max(added);
+        }
         if changes.touch {
             // The value does not change, but SQLite still writes the page to disk.
             self.connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
@@ -92,14 +109,34 @@ impl Sqlite {
         Ok(())
     }
 
-    fn write_instance(&self, stored: &Stored<InstanceRow>) -> Result<()> {
+    /// Writes the change of numbers and totals, and the stamp of the commit, into the open transaction.
+    pub(super) fn write_head(&self, stamp: Option<i64>) -> Result<()> {
+        let HeadChange { numbers: [instance, callback, job], states: [pending, active, frozen, released] } =
+            *self.head.borrow();
+        if stamp.is_none() && *self.head.borrow() == HeadChange::default() {
+            return Ok(());
+        }
+        let put = "UPDATE head SET stamp = coalesce(?1, stamp), instance = max(instance, ?2),
+             callback = max(callback, ?3), job = max(job, ?4), pending = pending + ?5, active = active + ?6,
+             frozen = frozen + ?7, released = released + ?8 WHERE id = 1";
+        let params = params![stamp, instance, callback, job, pending, active, frozen, released];
+        if self.change(put, params)? == 0 {
+            let add =
+                "INSERT INTO head (id, stamp, instance, callback, job, pending, active, frozen, released)
+                 VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+            self.run(add, params)?;
+        }
+        Ok(())
+    }
+
+    fn write_instance(&self, stored: &Stored<'_, InstanceRow>) -> Result<()> {
         let (sql, row) = match stored {
             Stored::Added(row) => (
                 "INSERT INTO instance (number, id, order_biz_id, state, account, endpoint, buyer, product, sku,
                    order_id, trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at,
-                   tenant, created_at, updated_at, converted, created_by, public_id)
+                   tenant, created_at, updated_at, converted, created_by, public_id, known_as)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
-                   ?20, ?21, ?22, ?23, ?24)"
+                   ?20, ?21, ?22, ?23, ?24, ?25)"
                     .to_owned(),
                 row,
             ),
@@ -133,6 +170,7 @@ impl Sqlite {
                 instance.converted,
                 row.created_by,
                 row.marketplace_instance_id,
+                row.known_as,
             ],
         )
     }

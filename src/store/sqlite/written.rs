@@ -2,8 +2,8 @@
 //!
 //! A file that is copied over an open one keeps device and inode, and SQLite reads the new content. Acknowledged orders
 //! would then be unknown, and would be provisioned again. So each commit of the daemon that changes data carries a
-//! stamp: the stamp of the commit before, plus one. The stamp is a row of `sqlite_sequence`, a table that each new
-//! callback writes anyway. The daemon checks it before and after each commit, and each reader checks it too. For the
+//! stamp: the stamp of the commit before, plus one. The stamp is in the row that holds the numbers and totals, so it
+//! costs no page of its own. The daemon checks it before and after each commit, and each reader checks it too. For the
 //! next start, the stamp of the last commit is noted in the file that the daemon keeps locked.
 
 use std::path::Path;
@@ -16,8 +16,14 @@ use super::files::{DatabaseFiles, changes_with_log, note_stamp, noted_stamp};
 use super::read::integer;
 use super::{DaemonLocks, Result, Sqlite, StoreError};
 
-/// Query for the stamp, which is a row of `sqlite_sequence`.
-const STAMP: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'last commit of the daemon'";
+/// Query for the stamp.
+const STAMP: &str = "SELECT stamp FROM head WHERE id = 1";
+
+/// Query for the stamp in a database of a version before [`HEAD_VERSION`].
+const STAMP_BEFORE: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'last commit of the daemon'";
+
+/// First version of the schema with a table `head`.
+const HEAD_VERSION: usize = 5;
 
 /// Number of commits by which a stamp may be ahead of the known one: writes go on while a reader begins.
 const AHEAD_MAX_COUNT: i64 = 1 << 32;
@@ -49,7 +55,11 @@ pub(super) struct FileState {
 }
 
 fn stamp_in(connection: &Connection) -> Result<Option<i64>> {
-    let mut statement = connection.prepare_cached(STAMP)?;
+    stamp_by(connection, STAMP)
+}
+
+fn stamp_by(connection: &Connection, sql: &str) -> Result<Option<i64>> {
+    let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([])?;
     Ok(rows.next()?.and_then(|row| integer(row, 0)))
 }
@@ -60,10 +70,12 @@ fn follows(found: Option<i64>, known: i64) -> bool {
 
 /// Checks that the database at `path` holds every commit that the last daemon noted, and returns its stamp. `None`: the
 /// daemon never wrote to the database, so there is nothing to check.
-pub(super) fn check_noted(connection: &Connection, path: &Path) -> Result<Option<i64>> {
+///
+/// `version` is the version of its schema.
+pub(super) fn check_noted(connection: &Connection, path: &Path, version: usize) -> Result<Option<i64>> {
     // Read the note before the database: a running daemon may commit in between, and the stamp may only be ahead.
     let noted = noted_stamp(path)?;
-    let found = stamp_in(connection)?;
+    let found = stamp_by(connection, if version < HEAD_VERSION { STAMP_BEFORE } else { STAMP })?;
     match noted {
         Some((known, note)) if !follows(found, known) => Err(StoreError::Outdated(path.to_owned(), note)),
         _ => Ok(found),
@@ -92,7 +104,9 @@ impl DaemonLocks {
     }
 
     /// Checks in an open transaction that the last commit is still there. No other connection can write meanwhile.
-    pub(super) fn check_begun(&mut self, connection: &Connection) -> Result<()> {
+    ///
+    /// `true`: no other connection has committed since the daemon's last look.
+    pub(super) fn check_begun(&mut self, connection: &Connection) -> Result<bool> {
         if let Some(known) = self.place.stamp().known() {
             let found = stamp_in(connection)?;
             if !follows(found, known) {
@@ -104,35 +118,29 @@ impl DaemonLocks {
         // The counter may wrap around, so compare the difference.
         let is_older = |changes: u32| changes.wrapping_sub(self.seen.file_changes).cast_signed() < 0;
         // A log that shrank without a commit of another connection was truncated or replaced.
-        let is_cut = commits_of_others(connection)? == self.seen.others
-            && self.place.log_bytes() < self.seen.log_bytes;
+        let is_alone = commits_of_others(connection)? == self.seen.others;
+        let is_cut = is_alone && self.place.log_bytes() < self.seen.log_bytes;
         if is_cut || changes_with_log(self.inode.file()).is_none_or(is_older) {
             return Err(self.overwritten());
         }
         self.look(connection)?;
         self.seen.rows_changed = connection.total_changes();
-        Ok(())
+        Ok(is_alone)
     }
 
-    /// Writes the next stamp into the open transaction, if the transaction changes data. Returns the stamp.
-    pub(super) fn put_stamp(&self, sqlite: &Sqlite) -> Result<Option<i64>> {
+    /// Returns the stamp for the open transaction, and `true` if the transaction changes data and must write it.
+    pub(super) fn next_stamp(&self, connection: &Connection) -> Result<(Option<i64>, bool)> {
         let known = self.place.stamp().known();
-        if sqlite.connection.total_changes() == self.seen.rows_changed {
+        if connection.total_changes() == self.seen.rows_changed {
             // A transaction without changes needs no stamp, and must stay free of writes.
-            return Ok(known);
+            return Ok((known, false));
         }
         let stamp = match known.map(|known| known.wrapping_add(1)) {
             // 0 means "no stamp", so a stamp that wraps to 0 is replaced by a new origin.
             Some(next) if next != 0 => next,
             _ => origin()?,
         };
-        // `sqlite_sequence` has no unique index, so an upsert is not possible.
-        let put = "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'last commit of the daemon'";
-        if sqlite.change(put, [stamp])? == 0 {
-            let add = "INSERT INTO sqlite_sequence (name, seq) VALUES ('last commit of the daemon', ?1)";
-            sqlite.run(add, [stamp])?;
-        }
-        Ok(Some(stamp))
+        Ok((Some(stamp), true))
     }
 
     /// Records the stamp of a commit, and checks that the files hold it.

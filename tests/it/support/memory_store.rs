@@ -41,6 +41,7 @@ pub(crate) struct Tables {
     acts: Vec<AuditEntry>,
     key_uses: BTreeMap<(String, String), KeyUse>,
     nonce: BTreeMap<(String, [u8; 16]), Timestamp>,
+    commits: u64,
 }
 
 /// Writer side of a store in memory.
@@ -49,6 +50,8 @@ pub(crate) struct Memory {
     committed: Arc<Mutex<Tables>>,
     working: Option<Tables>,
     savepoint: Option<Tables>,
+    /// Number of commits that this writer has seen.
+    commits: Option<u64>,
 }
 
 /// Reader side of a store in memory: the committed tables.
@@ -59,7 +62,7 @@ impl Memory {
     /// Creates a writer on the existing tables of this reader.
     #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
     pub(crate) fn on(committed: &MemoryReader) -> Memory {
-        Memory { committed: committed.0.clone(), working: None, savepoint: None }
+        Memory { committed: committed.0.clone(), working: None, savepoint: None, commits: None }
     }
 
     pub(crate) fn reader(&self) -> MemoryReader {
@@ -434,30 +437,33 @@ fn next<T>(table: &BTreeMap<i64, T>) -> i64 {
 }
 
 impl Backend for Memory {
-    fn begin(&mut self) -> Result<()> {
-        self.working = Some(self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        Ok(())
+    fn begin(&mut self) -> Result<bool> {
+        let tables = self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_alone = self.commits == Some(tables.commits);
+        self.commits = Some(tables.commits);
+        self.working = Some(tables);
+        Ok(is_alone)
     }
-    fn store(&mut self, changes: &Changes) -> Result<()> {
+    fn store(&mut self, changes: &Changes<'_>) -> Result<()> {
         let tables = self.tables()?;
         for stored in &changes.instances {
             let (Stored::Added(row) | Stored::Changed(row)) = stored;
-            tables.instances.insert(row.number, row.clone());
+            tables.instances.insert(row.number, InstanceRow::clone(row));
         }
         for (account, name, instance) in &changes.names {
-            tables.names.insert((account.clone(), name.clone()), *instance);
+            tables.names.insert(((*account).to_owned(), (*name).to_owned()), *instance);
         }
-        for order in &changes.orders {
-            tables.orders.insert(order.clone(), ());
+        for (account, order, instance) in &changes.orders {
+            tables.orders.insert(((*account).to_owned(), (*order).to_owned(), *instance), ());
         }
         for stored in &changes.callbacks {
             match stored {
                 StoredCallback::Added(row, body) => {
-                    tables.callbacks.insert(row.number, (row.clone(), Callback::clone(body)));
+                    tables.callbacks.insert(row.number, (CallbackRow::clone(row), Callback::clone(body)));
                 }
                 StoredCallback::Changed(row) => {
                     if let Some(stored) = tables.callbacks.get_mut(&row.number) {
-                        stored.0 = row.clone();
+                        stored.0 = CallbackRow::clone(row);
                     }
                 }
                 StoredCallback::Body(number, body) => {
@@ -469,7 +475,7 @@ impl Backend for Memory {
         }
         for stored in &changes.jobs {
             let (Stored::Added(row) | Stored::Changed(row)) = stored;
-            tables.jobs.insert(row.number, row.clone());
+            tables.jobs.insert(row.number, JobRow::clone(row));
         }
         tables.attempts.extend(changes.attempts.iter().cloned());
         tables.acts.extend(changes.audit.iter().cloned());
@@ -477,18 +483,21 @@ impl Backend for Memory {
             tables.nonce.retain(|_, until| *until >= before);
         }
         for (account, digest, until) in &changes.nonces {
-            tables.nonce.insert((account.clone(), *digest), *until);
+            tables.nonce.insert(((*account).to_owned(), **digest), *until);
         }
-        for key in &changes.dropped_keys {
-            tables.key_uses.remove(key);
+        for (endpoint, label) in &changes.dropped_keys {
+            tables.key_uses.remove(&((*endpoint).to_owned(), (*label).to_owned()));
         }
-        for row in &changes.key_uses {
+        for row in changes.key_uses.iter().copied() {
             tables.key_uses.insert((row.endpoint.clone(), row.label.clone()), row.clone());
         }
         Ok(())
     }
     fn commit(&mut self) -> Result<()> {
-        let tables = self.working.take().ok_or(StoreError::Inconsistent("a commit outside a transaction"))?;
+        let mut tables =
+            self.working.take().ok_or(StoreError::Inconsistent("a commit outside a transaction"))?;
+        tables.commits += 1;
+        self.commits = Some(tables.commits);
         *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = tables;
         Ok(())
     }

@@ -241,11 +241,11 @@ impl Read for FailingRows {
 }
 
 impl Backend for FailingRows {
-    fn begin(&mut self) -> Result<()> {
+    fn begin(&mut self) -> Result<bool> {
         self.at(Point::Begin)?;
         self.rows.begin()
     }
-    fn store(&mut self, changes: &Changes) -> Result<()> {
+    fn store(&mut self, changes: &Changes<'_>) -> Result<()> {
         // Each row is a write of its own, and may fail.
         for _ in 0..changes.rows_count() {
             self.at(Point::Write)?;
