@@ -191,6 +191,26 @@ pub const MARKET_ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
 pub const MARKET_BACKOFF_MS: u64 = 1_000;
 /// Longest wait after a throttled call, in milliseconds.
 pub const MARKET_BACKOFF_MAX_MS: u64 = 60_000;
+/// Lease of a job of the market client, in milliseconds. It is longer than the calls of an attempt can take.
+pub const MARKET_LEASE_MS: i64 = 10 * 60 * 1000;
+/// Waits before the next attempt at a job of the market client, in milliseconds. A recurring job keeps the last one.
+pub const MARKET_JOB_WAITS_MS: [i64; 8] = [
+    30_000,
+    2 * 60_000,
+    10 * 60_000,
+    30 * 60_000,
+    60 * 60_000,
+    3 * 60 * 60_000,
+    6 * 60 * 60_000,
+    12 * 60 * 60_000,
+];
+/// Interval of the look for due jobs of the market client, in milliseconds.
+pub const MARKET_JOB_POLL_MS: u64 = 1_000;
+/// Default interval of the look for notifications that a marketplace has given up sending, in milliseconds. An entry
+/// appears there only after hours of failed calls.
+pub const FAILED_NOTIFICATIONS_MS: i64 = 30 * 60_000;
+/// Number of failed notifications on one page. The vendor's maximum is unknown; this is its sample.
+pub const FAILED_NOTIFICATIONS_PAGE_COUNT: u32 = 10;
 /// Maximum size of a file of credentials, in bytes.
 pub const CREDENTIALS_FILE_MAX_BYTES: u64 = 256 * 1024;
 

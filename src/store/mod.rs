@@ -51,7 +51,7 @@ use spid_hook::id::{Id, Ids};
 use spid_hook::instance::Instance;
 use spid_hook::time::Clock;
 use waiters::StoreSignals;
-use writer::{AcceptCommand, Command, FinishCommand, OrderDetailsCommand, ReplySlot};
+use writer::{AcceptCommand, Command, FinishCommand, MarketStep, OrderDetailsCommand, ReplySlot};
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use error::StoreError;
@@ -66,9 +66,10 @@ pub use reader::{Reader, Sealed, check_database, check_sealing_keys, each_instan
 pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
     AttemptRow, AuditEntry, Backend, CallbackRow, CommittedRows, DAY_MS, Disposition, Filter,
-    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, Numbered, Read, ReadableJob, Totals, Unreadable,
+    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, MarketJob, MarketJobKind, MarketJobs, Numbered,
+    Read, ReadableJob, Totals, Unreadable,
 };
-pub use rules::{Acceptance, AttemptEnd, LeasedJob, UnreadableJob};
+pub use rules::{Acceptance, AttemptEnd, CallEnd, LeasedJob, OwedCall, UnreadableJob};
 pub use sqlite::InstanceExport;
 pub use views::{
     CallbackDetail, Entitled, EntitledBy, HeldItem, InstanceHistory, JobDetail, ListedCallback, ListedJob,
@@ -661,6 +662,54 @@ impl Store {
             Some(ended) => Finished::Kept { state: ended.state, note: ended.note },
             None => Finished::Fenced,
         })
+    }
+
+    /// Keeps exactly these recurring jobs of the market client. Those that a stopped daemon was running are due again.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be written.
+    pub async fn configure_market_jobs(&self, recurring: Vec<OwedCall>) -> Result<(), StoreError> {
+        self.market_step(MarketStep::Configure(recurring)).await.map(drop)
+    }
+
+    /// Leases up to `limit` due jobs of the market client of one kind. Nothing is written if none is due.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be read or written. No job was leased.
+    pub async fn lease_market_jobs(
+        &self,
+        kind: MarketJobKind,
+        limit: usize,
+    ) -> Result<Vec<MarketJob>, StoreError> {
+        let now = self.inner.clock.now();
+        let due = self.inner.reader.with(|rows| rows.market_jobs(MarketJobs::Due(kind, now, 1)))?;
+        let running = self.inner.reader.with(|rows| rows.market_jobs(MarketJobs::Running))?;
+        let is_lost = |job: &MarketJob| job.lease_until.is_none_or(|until| until < now);
+        if limit == 0 || due.is_empty() && !running.iter().any(is_lost) {
+            return Ok(Vec::new());
+        }
+        self.market_step(MarketStep::Lease(kind, limit)).await
+    }
+
+    /// Records the end of an attempt at a job of the market client, and the calls that it found to be owed.
+    ///
+    /// `None` means that the attempt has lost its lease.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be written. Nothing was kept, and the caller must try again.
+    pub async fn finish_market_job(
+        &self,
+        job: &MarketJob,
+        end: CallEnd,
+        found: Vec<OwedCall>,
+    ) -> Result<Option<MarketJob>, StoreError> {
+        let step = MarketStep::Finish((job.number, job.attempts), end, found);
+        Ok(self.market_step(step).await?.pop())
+    }
+
+    async fn market_step(&self, step: MarketStep) -> Result<Vec<MarketJob>, StoreError> {
+        let now = self.inner.clock.now();
+        self.ask(|asked| Command::MarketJobs { step, now, asked }).await
     }
 
     /// Tests the store with one write that reaches the disk.

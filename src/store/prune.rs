@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use super::StoreError;
 use super::operations::{AuditNote, OperationDone, OperationError, Operations, impossible};
-use super::rows::{Backend, CallbackRow, Disposition, JobRow, Lists as _, Read};
+use super::rows::{Backend, CallbackRow, Disposition, JobRow, Lists as _, MarketJobs, Read};
 use super::rules::REJECTED;
 use super::sqlite::Sqlite;
 use crate::observe::limits;
@@ -179,6 +179,10 @@ impl AgeLimit {
     ) -> OperationDone<()> {
         // The rows are read again in this transaction, because the daemon may have changed them since the list was
         // made.
+        if !rows.market_jobs(MarketJobs::Number(number))?.is_empty() {
+            pruned.jobs_removed += 1;
+            return if self.options.dry_run { Ok(()) } else { Ok(rows.remove_job(number)?) };
+        }
         let Some(mut job) = rows.job(number)? else { return Ok(()) };
         let Some(row) = rows.callback_row(job.callback)? else { return Ok(()) };
         if self.options.secrets && self.may_lose_its_secrets(&job, &row) {

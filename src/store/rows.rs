@@ -191,6 +191,103 @@ fn without_passwords<S: Serializer>(
     answer.as_deref().map(without_user_info).serialize(serializer)
 }
 
+spid_hook::words! {
+    /// Kind of a job of the market client. A job of a hook has no such kind.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum MarketJobKind {
+        /// Fetches the notifications that a marketplace has given up sending. It comes back at its interval.
+        NotificationFetch = "notification-fetch",
+        /// Takes a fetched notification off the marketplace's list.
+        NotificationConfirm = "notification-confirm",
+    }
+}
+
+impl MarketJobKind {
+    /// Returns true if a job of this kind comes back after it was done.
+    pub fn is_recurring(self) -> bool {
+        self == MarketJobKind::NotificationFetch
+    }
+}
+
+/// A stored job of the market client: a call of a marketplace's API that is owed. No callback asks for it.
+///
+/// At most one live job of a kind has the same key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MarketJob {
+    /// Number of the job in the store, in the same sequence as the jobs of hooks.
+    #[serde(skip)]
+    pub number: i64,
+    /// Id of the job.
+    pub id: Id,
+    /// Kind of the job.
+    pub kind: MarketJobKind,
+    /// Deduplication key: the name of the market, and of what the call is about.
+    pub key: String,
+    /// What the call needs beside its key.
+    pub payload: Option<String>,
+    /// State of the job.
+    pub state: JobState,
+    /// Number of attempts begun. The end of an attempt with another number is fenced.
+    pub attempts: u32,
+    /// Number of attempts in a row that have failed.
+    pub step: u32,
+    /// Time at which a queued job may run.
+    pub due_at: Timestamp,
+    /// End of the lease of a running job.
+    pub lease_until: Option<Timestamp>,
+    /// Time at which the last attempt ended.
+    pub attempted_at: Option<Timestamp>,
+    /// Text of the last attempt.
+    pub note: Option<String>,
+    /// Time at which the job was created.
+    pub created_at: Timestamp,
+    /// Time at which the job ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// Selection of jobs of the market client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MarketJobs<'a> {
+    /// The job with this number.
+    Number(i64),
+    /// The live job of this kind with this key.
+    Key(MarketJobKind, &'a str),
+    /// Queued jobs of this kind that are due at this time, the longest due first, up to this number of jobs.
+    Due(MarketJobKind, Timestamp, usize),
+    /// Running jobs.
+    Running,
+    /// Jobs that have not ended.
+    Live,
+}
+
+impl MarketJobs<'_> {
+    /// Returns true for a job of the selection.
+    pub fn has(&self, job: &MarketJob) -> bool {
+        match self {
+            MarketJobs::Number(number) => job.number == *number,
+            MarketJobs::Key(kind, key) => job.kind == *kind && job.key == *key && job.state.is_live(),
+            MarketJobs::Due(kind, now, _) => {
+                job.kind == *kind && job.state == JobState::Queued && job.due_at <= *now
+            }
+            MarketJobs::Running => job.state == JobState::Running,
+            MarketJobs::Live => job.state.is_live(),
+        }
+    }
+
+    /// Returns these jobs in the order of the selection, and not more than it asks for.
+    pub fn sorted(&self, mut jobs: Vec<MarketJob>) -> Vec<MarketJob> {
+        match self {
+            MarketJobs::Due(_, _, most) => {
+                jobs.sort_by_key(|job| (job.due_at, job.number));
+                jobs.truncate(*most);
+            }
+            _ => jobs.sort_by_key(|job| job.number),
+        }
+        jobs
+    }
+}
+
 /// An attempt that did not succeed. A successful attempt has no row: the job shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AttemptRow {
@@ -362,6 +459,8 @@ pub trait Read {
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>>;
     /// Returns the configured keys with their last use, sorted by endpoint and label.
     fn key_uses(&self) -> Result<Vec<KeyUse>>;
+    /// Returns jobs of the market client. A job that cannot be read is left out.
+    fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>>;
 }
 
 /// Lists and totals, for people.

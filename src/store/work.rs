@@ -16,8 +16,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    AttemptRow, AuditEntry, CallbackRow, InstanceAndQueue, InstanceRow, JobRow, KeyUse, Numbered, Read,
-    ReadableJob, Result,
+    AttemptRow, AuditEntry, CallbackRow, InstanceAndQueue, InstanceRow, JobRow, KeyUse, MarketJob,
+    MarketJobs, Numbered, Read, ReadableJob, Result,
 };
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
@@ -163,6 +163,8 @@ pub struct Changes<'a> {
     pub callbacks: Vec<StoredCallback<'a>>,
     /// Jobs.
     pub jobs: Vec<Stored<'a, JobRow>>,
+    /// Jobs of the market client.
+    pub market_jobs: Vec<Stored<'a, MarketJob>>,
     /// Instances in whose queue a job has ended: the next one may run now.
     pub unblocked: Vec<i64>,
     /// Live jobs to hold, with a note, because their row or another row that they need cannot be read.
@@ -208,6 +210,11 @@ impl Changes<'_> {
                 *job = row.number;
             }
         }
+        for row in &self.market_jobs {
+            if let Stored::Added(row) = row {
+                *job = row.number.max(*job);
+            }
+        }
         highest
     }
 
@@ -219,6 +226,7 @@ impl Changes<'_> {
             self.orders.len(),
             self.callbacks.len(),
             self.jobs.len(),
+            self.market_jobs.len(),
             self.unblocked.len(),
             self.held_unreadable.len(),
             self.postponed.len(),
@@ -246,6 +254,7 @@ pub struct WorkRows {
     callbacks: Table<i64, CallbackRow>,
     bodies: Table<i64, Arc<Callback>>,
     jobs: Table<i64, JobRow>,
+    market_jobs: Table<i64, MarketJob>,
     held_unreadable: Table<i64, String>,
     postponed: Table<i64, Timestamp>,
     unblocked: Table<i64, ()>,
@@ -306,6 +315,9 @@ impl WorkRows {
         }
         for (_, row, is_added) in self.jobs.changes() {
             changes.jobs.extend(row.map(|row| Stored::of(row, is_added)));
+        }
+        for (_, row, is_added) in self.market_jobs.changes() {
+            changes.market_jobs.extend(row.map(|row| Stored::of(row, is_added)));
         }
         changes.unblocked = self.unblocked.changes().map(|(instance, ..)| *instance).collect();
         for (number, note, _) in self.held_unreadable.changes() {
@@ -382,6 +394,7 @@ macro_rules! each_table {
         $rows.callbacks.$do();
         $rows.bodies.$do();
         $rows.jobs.$do();
+        $rows.market_jobs.$do();
         $rows.held_unreadable.$do();
         $rows.postponed.$do();
         $rows.unblocked.$do();
@@ -577,6 +590,16 @@ impl<'a> Work<'a> {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Adds a job of the market client, with the number that [`Work::take_number`] returned for it.
+    pub fn add_market_job(&mut self, job: MarketJob) {
+        self.rows.get_mut().market_jobs.add(job.number, job);
+    }
+
+    /// Changes a job of the market client.
+    pub fn put_market_job(&mut self, job: MarketJob) {
+        self.rows.get_mut().market_jobs.put(job.number, job);
     }
 
     /// Holds a live job whose row, or another row that it needs, cannot be read.
@@ -937,6 +960,20 @@ impl Read for Work<'_> {
         let mut running = self.stored.running(ended_before)?;
         running.retain(|job| !changed.contains(&number_of(job)));
         Ok(running)
+    }
+
+    fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {
+        let rows = self.rows.borrow();
+        let own = &rows.market_jobs.slots;
+        // Changed jobs may have left the selection, so ask for that many more.
+        let asked = match which {
+            MarketJobs::Due(kind, now, most) => MarketJobs::Due(kind, now, most.saturating_add(own.len())),
+            other => other,
+        };
+        let mut jobs = self.stored.market_jobs(asked)?;
+        jobs.retain(|job| !own.contains_key(&job.number));
+        jobs.extend(rows.market_jobs.rows().filter(|job| which.has(job)).cloned());
+        Ok(which.sorted(jobs))
     }
 
     fn key_uses(&self) -> Result<Vec<KeyUse>> {

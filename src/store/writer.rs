@@ -15,10 +15,10 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::key_use::{self, ConfiguredKey};
-use super::rows::{Backend, Read as _, Result};
+use super::rows::{Backend, MarketJob, MarketJobKind, Read as _, Result};
 use super::rules::{
-    self, Acceptance, Accepted, AttemptEnd, EndedAttempt, Finish, KnownAnswer, LeasedJob, NewJob,
-    UnreadableJob,
+    self, Acceptance, Accepted, AttemptEnd, CallEnd, EndedAttempt, Finish, KnownAnswer, LeasedJob, NewJob,
+    OwedCall, UnreadableJob,
 };
 use super::waiters::{DrainedWaiters, ResultWaiter, StoreSignals};
 use super::work::{Work, WorkRows};
@@ -106,6 +106,11 @@ pub(crate) enum Command {
         asked: ReplySlot<bool>,
     },
     AddOrderDetails(Box<OrderDetailsCommand>),
+    MarketJobs {
+        step: MarketStep,
+        now: Timestamp,
+        asked: ReplySlot<Vec<MarketJob>>,
+    },
     Probe {
         asked: ReplySlot<()>,
     },
@@ -130,6 +135,30 @@ pub(crate) struct FinishCommand {
     pub(crate) drained: Option<DrainedWaiters>,
     /// Reply slot. `None`: the attempt has lost its lease.
     pub(crate) asked: ReplySlot<Option<EndedAttempt>>,
+}
+
+/// Operation on jobs of the market client.
+pub(crate) enum MarketStep {
+    /// Keeps exactly these recurring jobs.
+    Configure(Vec<OwedCall>),
+    /// Leases due jobs of a kind, up to a number of them.
+    Lease(MarketJobKind, usize),
+    /// Records the end of an attempt at a job, and the calls that it found to be owed.
+    Finish((i64, u32), CallEnd, Vec<OwedCall>),
+}
+
+impl MarketStep {
+    /// Returns the leased jobs, or the job that ended; none if its attempt was fenced.
+    fn run(&self, work: &mut Work<'_>, now: Timestamp) -> Result<Vec<MarketJob>> {
+        match self {
+            MarketStep::Configure(recurring) => rules::configure(work, recurring, now).map(|()| Vec::new()),
+            MarketStep::Lease(kind, limit) => rules::lease_calls(work, *kind, *limit, now),
+            MarketStep::Finish(attempt, end, found) => {
+                let ended = rules::finish_call(work, *attempt, end, found, now)?;
+                Ok(ended.into_iter().collect())
+            }
+        }
+    }
 }
 
 pub(crate) struct OrderDetailsCommand {
@@ -247,7 +276,7 @@ impl<B: Backend> Writer<B> {
         let known = std::mem::take(&mut self.known);
         let mut stored = false;
         let mut begun = self.backend.begin().map(|is_alone| {
-            // Rows that are known from the last commit count only if nobody else has committed since.
+            // Rows that are known from the last commit count only if no other process has committed since.
             let known = if is_alone { known } else { WorkRows::default() };
             (self.known, stored) = self.run_together(&mut batch.0, known);
         });
@@ -430,6 +459,9 @@ fn run(work: &mut Work<'_>, command: &mut Command, shared: &Shared) {
             let OrderDetailsCommand { attempt, callback, now, asked } = &mut **command;
             asked.set_result(decide(work, |rows| rules::add_order_details(rows, *attempt, callback, *now)));
         }
+        Command::MarketJobs { step, now, asked } => {
+            asked.set_result(decide(work, |rows| step.run(rows, *now)));
+        }
         Command::Probe { asked } => {
             asked.set_result(decide(work, |rows| {
                 rows.touch();
@@ -485,6 +517,7 @@ impl Command {
             Command::Recover { asked, .. } => asked.set_result(Err(error)),
             Command::AddOrderDetails(command) => command.asked.set_result(Err(error)),
             Command::Consume { asked, .. } => asked.set_result(Err(error)),
+            Command::MarketJobs { asked, .. } => asked.set_result(Err(error)),
             Command::Extend { asked, .. }
             | Command::Count { asked, .. }
             | Command::ConfigureKeys { asked, .. }
@@ -505,6 +538,7 @@ impl Command {
             Command::Recover { asked, .. } => asked.answer(committed),
             Command::AddOrderDetails(command) => command.asked.answer(committed),
             Command::Consume { asked, .. } => asked.answer(committed),
+            Command::MarketJobs { asked, .. } => asked.answer(committed),
             Command::Extend { asked, .. }
             | Command::Count { asked, .. }
             | Command::ConfigureKeys { asked, .. }

@@ -8,6 +8,7 @@ mod answers;
 mod attempts;
 mod decision;
 mod leases;
+mod market_jobs;
 mod names;
 mod nonces;
 mod queue;
@@ -31,6 +32,8 @@ pub(crate) use attempts::{add_order_details, complete, finish};
 pub(crate) use decision::peek;
 pub use leases::UnreadableJob;
 pub(crate) use leases::{Recovered, end_leases, extend, lease_due, recover};
+pub use market_jobs::{CallEnd, OwedCall};
+pub(crate) use market_jobs::{configure, finish as finish_call, lease as lease_calls};
 pub(crate) use nonces::{consume, is_copy};
 pub(crate) use queue::{LATER_PART, end, settle_queue_after};
 

@@ -15,7 +15,8 @@ use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
     AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow,
-    KeyUse, Lists, Numbered, Read, ReadableJob, Result, Totals, Unreadable,
+    KeyUse, Lists, MarketJob, MarketJobKind, MarketJobs, Numbered, Read, ReadableJob, Result, Totals,
+    Unreadable,
 };
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_hook::callback::{Action, Callback};
@@ -64,8 +65,13 @@ impl<'a> Columns<'a> {
 
     /// Reads a stored index into `all`. An index above 0 that `all` does not have may come from a newer spid.
     fn one_of<T: Copy>(&mut self, all: &[T]) -> rusqlite::Result<T> {
+        self.one_of_after(all, 0)
+    }
+
+    /// Reads a stored index into `all`, of which the first one is stored as `first`.
+    fn one_of_after<T: Copy>(&mut self, all: &[T], first: i64) -> rusqlite::Result<T> {
         let stored = self.next::<i64>()?;
-        match at_position(all, Some(stored)) {
+        match at_position(all, stored.checked_sub(first)) {
             Some(value) => Ok(value),
             None => Err(self.unreadable(format!("is {stored}, which is not a known value"), stored > 0)),
         }
@@ -100,6 +106,11 @@ pub(super) fn dangling_reference(table: &'static str, account: &str, key: &str) 
         (format!("{account}/{key}"), "`instance` refers to an instance that does not exist".to_owned());
     let unreadable = Unreadable { table, row, fault, newer: false };
     rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(unreadable))
+}
+
+/// Number under which a kind of jobs is stored. A hook's kind is 0.
+pub(super) fn kind_code(kind: MarketJobKind) -> i64 {
+    kind as i64 + 1
 }
 
 /// Integer in a computed column; `None` if it cannot be read.
@@ -316,6 +327,32 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
         ended_at: columns.instant()?,
         ending: columns.next()?,
         note: columns.next()?,
+    })
+}
+
+/// Columns of a job of the market client, in the order they are read.
+const MARKET_JOB_COLUMNS: &str =
+    "job.number, job.id, job.kind, job.key, job.payload, job.state, job.attempts, job.step, job.due_at,
+         job.lease_until, job.attempted_at, job.note, job.created_at, job.ended_at";
+
+fn read_market_job(row: &Row<'_>) -> rusqlite::Result<MarketJob> {
+    let mut columns = Columns::of("job", row);
+    Ok(MarketJob {
+        number: columns.next()?,
+        id: Id::from_bytes(columns.next()?),
+        // Kind 0 is a hook's.
+        kind: columns.one_of_after(&MarketJobKind::ALL, 1)?,
+        key: columns.next()?,
+        payload: columns.next()?,
+        state: columns.one_of(&JobState::ALL)?,
+        attempts: columns.next()?,
+        step: columns.next()?,
+        due_at: columns.instant()?,
+        lease_until: columns.instant_or_none()?,
+        attempted_at: columns.instant_or_none()?,
+        note: columns.next()?,
+        created_at: columns.instant()?,
+        ended_at: columns.instant_or_none()?,
     })
 }
 
@@ -550,7 +587,11 @@ impl Read for Sqlite {
     }
 
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
-        self.one(&format!("SELECT {JOB_COLUMNS} FROM job WHERE id = ?1"), [id.as_bytes()], read_job)
+        self.one(
+            &format!("SELECT {JOB_COLUMNS} FROM job WHERE id = ?1 AND kind = 0"),
+            [id.as_bytes()],
+            read_job,
+        )
     }
 
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>> {
@@ -571,13 +612,37 @@ impl Read for Sqlite {
 
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         let sql = &format!(
-            "SELECT {JOB_COLUMNS} FROM job WHERE state = {RUNNING} AND state < 2 AND blocked = 0
+            "SELECT {JOB_COLUMNS} FROM job WHERE state = {RUNNING} AND state < 2 AND kind = 0 AND blocked = 0
              AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
         );
         let mut running = self.many(sql, [millis(ended_before)], read_readable)?;
         // Skipped jobs stay unchanged until the next start.
         running.retain(|job| !self.skipped.borrow().contains(&number_of(job)));
         Ok(running)
+    }
+
+    fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {
+        let (condition, values) = match which {
+            MarketJobs::Number(number) => ("number = ? AND kind > 0".to_owned(), vec![number.into()]),
+            MarketJobs::Key(kind, key) => (
+                format!("kind = {} AND key = ? AND key IS NOT NULL AND state < {DONE}", kind_code(kind)),
+                vec![key.to_owned().into()],
+            ),
+            MarketJobs::Due(kind, now, most) => (
+                format!(
+                    "state = {QUEUED} AND state < 2 AND kind = {} AND blocked = 0 AND due_at <= ?
+                     ORDER BY due_at, number LIMIT ?",
+                    kind_code(kind)
+                ),
+                vec![now.as_millisecond().into(), Value::Integer(i64::try_from(most).unwrap_or(i64::MAX))],
+            ),
+            MarketJobs::Running => {
+                (format!("state = {RUNNING} AND state < 2 AND kind > 0 AND blocked = 0"), Vec::new())
+            }
+            MarketJobs::Live => (format!("kind > 0 AND key IS NOT NULL AND state < {DONE}"), Vec::new()),
+        };
+        let sql = format!("SELECT {MARKET_JOB_COLUMNS} FROM job WHERE {condition}");
+        Ok(which.sorted(self.readable(&sql, params_from_iter(values), read_market_job)?))
     }
 
     fn key_uses(&self) -> Result<Vec<KeyUse>> {
@@ -657,6 +722,7 @@ impl Lists for Sqlite {
 
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
         let mut conditions = Conditions::new(filter);
+        conditions.sql.push_str(" AND kind = 0");
         conditions.add("instance = ?", filter.instance);
         if !filter.jobs.is_empty() {
             let numbers: Vec<String> = filter.jobs.iter().map(|state| (*state as i64).to_string()).collect();
@@ -752,7 +818,7 @@ impl Lists for Sqlite {
             .extend(counts.filter(|(_, count)| *count > 0).map(|(state, count)| (state.as_str(), count)));
         // Jobs that have not ended, and jobs in a state that this spid does not know.
         let sql = &format!(
-            "SELECT state, count(*) FROM job WHERE state < {DONE} OR state > {CANCELLED} GROUP BY state"
+            "SELECT state, count(*) FROM job WHERE kind = 0 AND (state < {DONE} OR state > {CANCELLED}) GROUP BY state"
         );
         for (state, count) in self.counts(sql)? {
             let state = at_position(&JobState::ALL, state);
@@ -763,10 +829,12 @@ impl Lists for Sqlite {
         totals.unreported =
             self.count(&format!("SELECT count(*) FROM callback WHERE {}", is_unreported_sql()))?;
         // The second condition lets SQLite use the index of live jobs.
-        let queued = &format!("SELECT min(created_at) FROM job WHERE state = {QUEUED} AND state < {DONE}");
+        let queued = &format!(
+            "SELECT min(created_at) FROM job WHERE state = {QUEUED} AND state < {DONE} AND kind = 0"
+        );
         let queued = self.earliest(queued)?;
         let running = self.earliest(&format!(
-            "SELECT min(created_at) FROM job WHERE state = {RUNNING} AND state < {DONE}"
+            "SELECT min(created_at) FROM job WHERE state = {RUNNING} AND state < {DONE} AND kind = 0"
         ))?;
         totals.oldest_job = queued.into_iter().chain(running).min();
         totals.next_due = self.earliest(&format!(

@@ -3,10 +3,10 @@
 use rusqlite::{ErrorCode, Params, params};
 
 use super::codes::{DONE, JOB_HELD, QUEUED};
-use super::read::millis;
+use super::read::{kind_code, millis};
 use super::{MIGRATIONS, Sqlite};
 use crate::store::StoreError;
-use crate::store::rows::{AttemptRow, CallbackRow, InstanceRow, JobRow, Result};
+use crate::store::rows::{AttemptRow, CallbackRow, InstanceRow, JobRow, MarketJob, Result};
 use crate::store::work::{Changes, Stored, StoredCallback};
 use spid_hook::callback::Callback;
 use spid_hook::instance::{Instance, State};
@@ -33,17 +33,7 @@ impl Sqlite {
         for instance in &changes.instances {
             self.write_instance(instance)?;
         }
-        for (account, name, instance) in &changes.names {
-            let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
-            self.run(sql, params![account, name, instance])?;
-        }
-        for (account, order_id, instance) in &changes.orders {
-            // A redelivered order may be known already.
-            self.run(
-                "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-                params![account, order_id, instance],
-            )?;
-        }
+        self.write_names(changes)?;
         for callback in &changes.callbacks {
             match callback {
                 StoredCallback::Added(row, callback) => self.add_callback(row, callback)?,
@@ -57,6 +47,38 @@ impl Sqlite {
                 Stored::Changed(row) => self.put_job(row)?,
             }
         }
+        for job in &changes.market_jobs {
+            self.write_market_job(job)?;
+        }
+        self.write_unreadable(changes)?;
+        self.write_notes(changes)?;
+        self.write_nonces(changes)?;
+        self.write_keys(changes)?;
+        self.count_head(changes);
+        if changes.touch {
+            // The value does not change, but SQLite still writes the page to disk.
+            self.connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+        }
+        Ok(())
+    }
+
+    fn write_names(&self, changes: &Changes<'_>) -> Result<()> {
+        for (account, name, instance) in &changes.names {
+            let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
+            self.run(sql, params![account, name, instance])?;
+        }
+        for (account, order_id, instance) in &changes.orders {
+            // A redelivered order may be known already.
+            self.run(
+                "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                params![account, order_id, instance],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is known about rows that cannot be read.
+    fn write_unreadable(&self, changes: &Changes<'_>) -> Result<()> {
         for instance in &changes.unblocked {
             self.unblock(*instance)?;
         }
@@ -67,6 +89,10 @@ impl Sqlite {
             let sql = &format!("UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = {QUEUED}");
             self.run_or_skip(*job, sql, params![job, until.as_millisecond()])?;
         }
+        Ok(())
+    }
+
+    fn write_notes(&self, changes: &Changes<'_>) -> Result<()> {
         for attempt in changes.attempts {
             self.add_attempt(attempt)?;
         }
@@ -78,6 +104,10 @@ impl Sqlite {
                 params![entry.at.as_millisecond(), entry.who, entry.act, entry.target, entry.why],
             )?;
         }
+        Ok(())
+    }
+
+    fn write_nonces(&self, changes: &Changes<'_>) -> Result<()> {
         if let Some(before) = changes.forget_nonces {
             self.run("DELETE FROM once WHERE until < ?1", [before.as_millisecond()])?;
         }
@@ -85,16 +115,26 @@ impl Sqlite {
             let sql = "INSERT INTO once (account, mark, until) VALUES (?1, ?2, ?3)";
             self.run(sql, params![account, digest, until.as_millisecond()])?;
         }
+        Ok(())
+    }
+
+    fn write_keys(&self, changes: &Changes<'_>) -> Result<()> {
         for (endpoint, label) in &changes.dropped_keys {
             self.run("DELETE FROM key_use WHERE endpoint = ?1 AND label = ?2", params![endpoint, label])?;
         }
         for row in &changes.key_uses {
+            let used_at = millis(row.used_at);
             self.run(
                 "INSERT INTO key_use (endpoint, label, mark, since, used_at) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT (endpoint, label) DO UPDATE SET mark = ?3, since = ?4, used_at = ?5",
-                params![row.endpoint, row.label, row.mark, row.since.as_millisecond(), millis(row.used_at)],
+                params![row.endpoint, row.label, row.mark, row.since.as_millisecond(), used_at],
             )?;
         }
+        Ok(())
+    }
+
+    /// Adds to the change of numbers and totals that the commit writes.
+    fn count_head(&self, changes: &Changes<'_>) {
         let head = &mut *self.head.borrow_mut();
         for (count, change) in head.states.iter_mut().zip(changes.states) {
             *count += change;
@@ -102,11 +142,6 @@ impl Sqlite {
         for (highest, added) in head.numbers.iter_mut().zip(changes.highest_added()) {
             *highest = (*highest).max(added);
         }
-        if changes.touch {
-            // The value does not change, but SQLite still writes the page to disk.
-            self.connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
-        }
-        Ok(())
     }
 
     /// Writes the change of numbers and totals, and the stamp of the commit, into the open transaction.
@@ -253,6 +288,42 @@ impl Sqlite {
                 row.created_at.as_millisecond(),
                 millis(row.ended_at),
                 row.blocked,
+            ],
+        )
+    }
+
+    fn write_market_job(&self, stored: &Stored<'_, MarketJob>) -> Result<()> {
+        let (sql, job) = match stored {
+            Stored::Added(job) => (
+                "INSERT INTO job (number, kind, key, id, payload, state, attempts, step, due_at, lease_until,
+                   attempted_at, note, created_at, ended_at, in_lane, extra)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 0, 0)",
+                job,
+            ),
+            Stored::Changed(job) => (
+                "UPDATE job SET payload = ?5, state = ?6, attempts = ?7, step = ?8, due_at = ?9, lease_until = ?10,
+                   attempted_at = ?11, note = ?12, ended_at = ?14
+                 WHERE number = ?1 AND kind = ?2 AND key = ?3 AND id = ?4 AND created_at = ?13",
+                job,
+            ),
+        };
+        self.run(
+            sql,
+            params![
+                job.number,
+                kind_code(job.kind),
+                job.key,
+                job.id.as_bytes(),
+                job.payload,
+                job.state as i64,
+                job.attempts,
+                job.step,
+                job.due_at.as_millisecond(),
+                millis(job.lease_until),
+                millis(job.attempted_at),
+                job.note,
+                job.created_at.as_millisecond(),
+                millis(job.ended_at),
             ],
         )
     }

@@ -11,8 +11,8 @@ use spid::internals::observe::limits;
 use spid::internals::store::encryption::Encryptor;
 use spid::internals::store::{
     AttemptRow, AuditEntry, Backend, CallbackRow, Changes, Closed, CommittedRows, DAY_MS, Disposition,
-    Filter, InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, Numbered, Read, ReadableJob, Reader, Store,
-    StoreError, StoreOptions, Stored, StoredCallback, Totals, Unreadable,
+    Filter, InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, MarketJob, MarketJobs, Numbered, Read,
+    ReadableJob, Reader, Store, StoreError, StoreOptions, Stored, StoredCallback, Totals, Unreadable,
 };
 use spid_core::lifecycle::Reason;
 use spid_core::lifecycle::schedule::JobState;
@@ -37,6 +37,7 @@ pub(crate) struct Tables {
     orders: BTreeMap<(String, String, i64), ()>,
     callbacks: BTreeMap<i64, (CallbackRow, Callback)>,
     jobs: BTreeMap<i64, JobRow>,
+    market_jobs: BTreeMap<i64, MarketJob>,
     attempts: Vec<AttemptRow>,
     acts: Vec<AuditEntry>,
     key_uses: BTreeMap<(String, String), KeyUse>,
@@ -348,7 +349,7 @@ macro_rules! reads {
                 Ok(self.see(|tables| match table {
                     Numbered::Instance => next(&tables.instances),
                     Numbered::Callback => next(&tables.callbacks),
-                    Numbered::Job => next(&tables.jobs),
+                    Numbered::Job => next(&tables.jobs).max(next(&tables.market_jobs)),
                 }))
             }
             fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
@@ -368,6 +369,12 @@ macro_rules! reads {
                 Ok(self.see(|tables| {
                     let jobs = tables.jobs.values().filter(|job| job.state == JobState::Running);
                     jobs.filter(|job| has_ended(job)).cloned().map(Ok).collect()
+                }))
+            }
+            fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {
+                Ok(self.see(|tables| {
+                    let jobs = tables.market_jobs.values().filter(|job| which.has(job));
+                    which.sorted(jobs.cloned().collect())
                 }))
             }
             fn key_uses(&self) -> Result<Vec<KeyUse>> {
@@ -476,6 +483,10 @@ impl Backend for Memory {
         for stored in &changes.jobs {
             let (Stored::Added(row) | Stored::Changed(row)) = stored;
             tables.jobs.insert(row.number, JobRow::clone(row));
+        }
+        for stored in &changes.market_jobs {
+            let (Stored::Added(job) | Stored::Changed(job)) = stored;
+            tables.market_jobs.insert(job.number, MarketJob::clone(job));
         }
         tables.attempts.extend(changes.attempts.iter().cloned());
         tables.acts.extend(changes.audit.iter().cloned());

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use spid::internals::store;
 use spid::internals::store::encryption::Encryptor;
 use spid::internals::store::{
-    Backend, CallbackRow, Changes, Ended, InstanceAndQueue, InstanceRow, JobRow, KeyUse, Numbered, Operated,
-    Read, ReadableJob, Reader, Store, StoreError, StoreOptions,
+    Backend, CallbackRow, Changes, Ended, InstanceAndQueue, InstanceRow, JobRow, KeyUse, MarketJob,
+    MarketJobs, Numbered, Operated, Read, ReadableJob, Reader, Store, StoreError, StoreOptions,
 };
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
@@ -234,6 +234,9 @@ impl Read for FailingRows {
     }
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         self.rows.running(ended_before)
+    }
+    fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {
+        self.rows.market_jobs(which)
     }
     fn key_uses(&self) -> Result<Vec<KeyUse>> {
         self.rows.key_uses()
