@@ -74,6 +74,8 @@ impl Row for HeldItem {
         ("KIND", |row| row.kind.to_owned()),
         ("ACTION", |row| row.action.to_owned()),
         ("INSTANCE", |row| text(row.instance.as_deref())),
+        ("ORDER", |row| text(row.order.as_deref())),
+        ("BUYER", |row| text(row.buyer.as_deref())),
         ("SINCE", |row| row.since.to_string()),
         ("DELIVERIES", |row| row.tries.clone()),
         ("JOB", |row| or_dash(row.job)),
