@@ -26,27 +26,18 @@ use crate::observe::limits;
 /// `User-Agent` of every request.
 pub(super) const USER_AGENT: &str = concat!("spid/", env!("CARGO_PKG_VERSION"));
 
-/// Site of a marketplace, which decides about the hosts of its APIs and about its operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Site {
-    /// Alibaba Cloud in China.
-    AlibabaCn,
-    /// Alibaba Cloud, international.
-    AlibabaIntl,
+spid_hook::words! {
+    /// Site of a marketplace, which decides about the hosts of its APIs and about its operations.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Site {
+        /// Alibaba Cloud in China.
+        AlibabaCn = "alibaba-cn",
+        /// Alibaba Cloud, international.
+        AlibabaIntl = "alibaba-intl",
+    }
 }
 
 impl Site {
-    /// Every site.
-    pub const ALL: [Site; 2] = [Site::AlibabaCn, Site::AlibabaIntl];
-
-    /// Returns the word for the site in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Site::AlibabaCn => "alibaba-cn",
-            Site::AlibabaIntl => "alibaba-intl",
-        }
-    }
-
     /// Returns the host of an operation; `None` if this site does not have it. The hosts are those of the vendor's SDKs;
     /// that of the international API follows from the SDK's rule and is printed nowhere.
     fn host(self, operation: &Operation) -> Option<&'static str> {
