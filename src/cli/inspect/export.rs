@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, ValueEnum};
 
 use crate::cli::inspect::lines::InstanceLine;
-use crate::cli::develop::sign::dialect_named;
+use crate::cli::keys::arguments::dialect_named;
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, StoreArguments};
 use crate::lab::scenario::export::{Export, RecordedCallback, SenderOutcome};

@@ -3,8 +3,7 @@
 use clap::Args;
 
 use super::OperationArguments;
-use crate::cli::develop::sign::dialect_named;
-use crate::cli::keys::arguments::KeyArguments;
+use crate::cli::keys::arguments::{KeyArguments, dialect_named, dialect_or_alibaba};
 use crate::cli::lab::scenario::briefly;
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, runtime, words};
@@ -64,10 +63,7 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     }
     // The option overrides the stored dialect.
     let stored = callback.dialect.as_deref().map(dialect_named).transpose()?;
-    let dialect = match dialect.or(stored).or(access.dialect) {
-        Some(dialect) => dialect,
-        None => dialect_named("alibaba")?,
-    };
+    let dialect = dialect_or_alibaba(dialect.or(stored).or(access.dialect))?;
     let sending = Sending::at(Clock::System.now());
     let request = dialect.request(&callback.action_name, &parameters, &access.keys, &sending);
     let sent =
