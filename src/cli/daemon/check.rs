@@ -50,7 +50,7 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
         Vec::new()
     });
     let mut endpoints = Vec::new();
-    for (path, endpoint) in &config.endpoints {
+    for (path, endpoint) in &config.live.endpoints {
         endpoints.push(EndpointLine {
             path,
             name: &endpoint.name,
@@ -59,7 +59,7 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
             keys: SignatureKey::of(endpoint, &uses),
         });
     }
-    let routing = route::Routing::of(&config.runner);
+    let routing = route::Routing::of(&config.live.runner);
     warnings.extend(routing.unreachable());
     for warning in &warnings {
         output.print_error(&format!("warning: {}", shown(warning)));
