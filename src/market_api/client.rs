@@ -172,6 +172,16 @@ impl MarketClient {
         self.0.options.site
     }
 
+    /// Returns the address of the APIs, if it is not the vendor's.
+    pub fn base_url(&self) -> Option<&Url> {
+        self.0.options.base_url.as_ref()
+    }
+
+    /// Returns the groups of operations that have credentials of their own.
+    pub fn groups_with_credentials(&self) -> impl Iterator<Item = Group> {
+        self.0.options.credentials_for.keys().copied()
+    }
+
     /// Returns the address of an operation.
     fn url(&self, operation: &Operation) -> Result<Url, CallError> {
         let options = &self.0.options;
