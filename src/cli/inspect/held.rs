@@ -37,9 +37,9 @@ pub(crate) fn held(command: HeldCommand, output: &mut Output) -> Done {
     match command {
         HeldCommand::List { list } => list_held(&list, output),
         HeldCommand::Show { show, number } => show_callback(&show, number, output),
-        HeldCommand::Approve(arguments) => repair::held::approve(arguments, output),
-        HeldCommand::Reject(arguments) => repair::held::reject(arguments, output),
-        HeldCommand::Settle(arguments) => repair::held::settle(arguments, output),
+        HeldCommand::Approve(arguments) => repair::held::approve(&arguments, output),
+        HeldCommand::Reject(arguments) => repair::held::reject(&arguments, output),
+        HeldCommand::Settle(arguments) => repair::held::settle(&arguments, output),
     }
 }
 

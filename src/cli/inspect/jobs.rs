@@ -126,7 +126,7 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
         }
         JobsCommand::Retry(arguments) => repair::jobs::retry(&arguments, has_hook_inside, output),
         JobsCommand::Drop(arguments) => repair::jobs::drop_jobs(&arguments, has_hook_inside, output),
-        JobsCommand::Complete(arguments) => repair::jobs::complete_job(arguments, output),
+        JobsCommand::Complete(arguments) => repair::jobs::complete_job(&arguments, output),
     }
 }
 

@@ -1,14 +1,16 @@
 //! `callbacks resend`: sends a stored callback again, with a new signature.
 
 use clap::Args;
+use serde::Serialize;
 
-use super::OperationArguments;
+use super::{Detailed, OperationArguments};
 use crate::cli::keys::arguments::{KeyArguments, dialect_named, dialect_or_alibaba};
 use crate::cli::lab::scenario::briefly;
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, runtime, words};
 use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
+use crate::store::OperationReport;
 use spid_core::dialect::{Dialect, Sending};
 use spid_hook::time::Clock;
 
@@ -30,6 +32,13 @@ pub(crate) struct ResendArguments {
     yes: bool,
     /// Number of the callback.
     number: i64,
+}
+
+/// Values of a resend, as JSON.
+#[derive(Serialize)]
+struct ResendDetails {
+    /// HTTP status of the answer.
+    status: u16,
 }
 
 pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
@@ -76,5 +85,10 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         .block_on(Client::new(ClientOptions::default()).send(sent))
         .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
     let body = exchange::body(&answer.body);
-    output.line(&format!("{} {}", answer.status, shown(briefly(body.trim()))))
+    let message = format!("{} {}", answer.status, shown(briefly(body.trim())));
+    if !operation.json {
+        return output.line(&message);
+    }
+    let report = OperationReport { callback: Some(number), ..OperationReport::new("resend", message) };
+    output.json(&Detailed { report, details: &ResendDetails { status: answer.status } })
 }
