@@ -77,13 +77,14 @@ struct RunningApp {
 
 impl RunningApp {
     fn start(
-        app: Option<(TcpListener, AppOptions)>,
+        listener: Option<TcpListener>,
+        options: AppOptions,
         server: &ServerOptions,
         (store, clock, metrics): (&Store, &Clock, &Metrics),
         stop: &watch::Sender<bool>,
         part: &dyn Fn(&'static str) -> Part,
     ) -> Result<Option<RunningApp>, StartError> {
-        let Some((listener, options)) = app else { return Ok(None) };
+        let Some(listener) = listener else { return Ok(None) };
         let address = listener.local_addr()?;
         let app = App::new(store.clone(), clock.clone(), metrics.clone(), options, stop.subscribe());
         let task = serve(listener, server.clone(), app.clone(), stop, part("application's listener"));
@@ -136,8 +137,7 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check(&options, admin_address)?;
-        let (metrics, clock) = (options.store.metrics.clone(), options.clock);
-        let live = options.live;
+        let (live, metrics, clock) = (options.live, options.store.metrics.clone(), options.clock);
         let (runner, runners) = watch::channel(live.runner);
         let (known, knowing) = watch::channel(known(&live.endpoints));
         let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
@@ -175,13 +175,7 @@ impl Daemon {
         let spi = ServerOptions { tls: live.tls.clone(), ..options.server.clone() };
         let listener_task = serve(listener, spi, listener_task, &stop_listeners, part("listener"));
         let shared = (&store, &clock, &metrics);
-        let app = RunningApp::start(
-            options.app.zip(Some(live.app)),
-            &options.server,
-            shared,
-            &stop_listeners,
-            &part,
-        )?;
+        let app = RunningApp::start(options.app, live.app, &options.server, shared, &stop_listeners, &part)?;
         let admin = admin.map(|listener| {
             serve(listener, options.server, operators.clone(), &stop_listeners, part("admin listener"))
         });

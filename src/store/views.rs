@@ -78,7 +78,7 @@ pub struct CallbackDetail {
     pub trace_id: Option<TraceId>,
 }
 
-/// A callback in a list, with the customer whom it is about.
+/// A callback in a list, with its customer: instance, order and buyer.
 ///
 /// For a callback refused because of an unknown instance, nothing else shows which customer it was about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -491,7 +491,7 @@ impl Reader {
         found.ok_or_else(|| ViewError::NotFound(format!("there is no callback {number}")))
     }
 
-    /// Returns callbacks, the newest first, each with the customer whom it is about.
+    /// Returns callbacks, the newest first, each with its customer.
     ///
     /// # Errors
     /// Fails if the database cannot be read.
