@@ -142,7 +142,8 @@ fn instance_and_order(
     (name.map(str::to_owned), callback.order_id.as_ref().or(bought_by).cloned())
 }
 
-/// Describes callbacks. The rows that they refer to are read in a few queries for many callbacks.
+/// Describes callbacks. The rows that they refer to are read in a few queries for many callbacks, and in parts, because
+/// the content of a callback is larger than the rest of a list.
 fn describe_callbacks(rows: &dyn Read, found: Vec<CallbackRow>) -> Result<Vec<ListedCallback>, StoreError> {
     let mut listed = Vec::with_capacity(found.len());
     for part in found.chunks(limits::LIST_PART_COUNT) {
@@ -174,67 +175,60 @@ fn describe_callbacks(rows: &dyn Read, found: Vec<CallbackRow>) -> Result<Vec<Li
 
 /// Describes jobs, like [`describe_callbacks`].
 fn describe_jobs(rows: &dyn Read, found: Vec<JobRow>) -> Result<Vec<ListedJob>, StoreError> {
+    let instances = instances(rows, found.iter().filter_map(|row| row.instance))?;
+    let contents = contents(rows, found.iter().map(|row| row.callback))?;
     let mut listed = Vec::with_capacity(found.len());
-    for part in found.chunks(limits::LIST_PART_COUNT) {
-        let instances = instances(rows, part.iter().filter_map(|row| row.instance))?;
-        let contents = contents(rows, part.iter().map(|row| row.callback))?;
-        for row in part {
-            // A job whose callback cannot be read is listed all the same. Several jobs may have one callback.
-            let content = contents.get(&row.callback).cloned();
-            let (endpoint, callback) =
-                content.unwrap_or_else(|| (String::new(), Callback::new(row.action, row.action.as_str())));
-            let found = row.instance.and_then(|number| instances.get(&number));
-            let (instance, order) = instance_and_order(found, &callback);
-            let applied = found.map(|found| found.instance.clone());
-            listed.push(ListedJob { row: row.clone(), instance, order, endpoint, callback, applied });
-        }
+    for row in found {
+        // A job whose callback cannot be read is listed all the same. Several jobs may have one callback.
+        let content = contents.get(&row.callback).cloned();
+        let (endpoint, callback) =
+            content.unwrap_or_else(|| (String::new(), Callback::new(row.action, row.action.as_str())));
+        let found = row.instance.and_then(|number| instances.get(&number));
+        let (instance, order) = instance_and_order(found, &callback);
+        let applied = found.map(|found| found.instance.clone());
+        listed.push(ListedJob { row, instance, order, endpoint, callback, applied });
     }
     Ok(listed)
 }
 
 /// Describes what waits for a person, like [`describe_callbacks`].
 fn describe_held(rows: &dyn Read, found: Vec<InNeed>) -> Result<Vec<HeldItem>, StoreError> {
+    let instances = instances(rows, found.iter().filter_map(|found| about(found)?.1))?;
+    let contents = contents(rows, found.iter().filter_map(|found| Some(about(found)?.0)))?;
     let mut held_items = Vec::with_capacity(found.len());
-    let mut found = found.into_iter().peekable();
-    while found.peek().is_some() {
-        let part: Vec<InNeed> = found.by_ref().take(limits::LIST_PART_COUNT).collect();
-        let instances = instances(rows, part.iter().filter_map(|found| about(found)?.1))?;
-        let mut contents = contents(rows, part.iter().filter_map(|found| Some(about(found)?.0)))?;
-        for found in part {
-            let Some((number, instance, action)) = about(&found) else { continue };
-            let InNeed { reason, row, job, since } = found;
-            let content = contents.remove(&number).map(|(_, callback)| callback);
-            let callback = content.unwrap_or_else(|| Callback::new(action, action.as_str()));
-            let found = instance.and_then(|number| instances.get(&number));
-            let has_instance = found.is_some();
-            let (instance, order) = instance_and_order(found, &callback);
-            held_items.push(HeldItem {
-                kind: match (&job, reason) {
-                    (None, _) => "held-callback",
-                    (Some(_), AttentionReason::Dead) => "dead-job",
-                    (Some(_), AttentionReason::Pending) => "pending-job",
-                    (Some(_), _) => "held-job",
-                },
-                callback: number,
-                instance,
-                has_instance,
-                order,
-                buyer: callback.buyer,
-                action: action.as_str(),
-                since,
-                tries: row.as_ref().map(CallbackRow::tries).unwrap_or_default(),
-                deliveries: row.as_ref().map_or(0, |row| row.deliveries),
-                delivery_limit: row.as_ref().and_then(|row| row.delivery_limit),
-                account: row.as_ref().map(|row| row.account.clone()).unwrap_or_default(),
-                reason_code: row.as_ref().filter(|_| job.is_none()).and_then(|row| row.reason_code.clone()),
-                reason: match &job {
-                    Some(job) => job.note.clone(),
-                    None => row.and_then(|row| row.reason),
-                }
-                .unwrap_or_default(),
-                job: job.map(|job| job.id),
-            });
-        }
+    for found in found {
+        let Some((number, instance, action)) = about(&found) else { continue };
+        let InNeed { reason, row, job, since } = found;
+        let content = contents.get(&number).map(|(_, callback)| callback.clone());
+        let callback = content.unwrap_or_else(|| Callback::new(action, action.as_str()));
+        let found = instance.and_then(|number| instances.get(&number));
+        let (instance, order) = instance_and_order(found, &callback);
+        held_items.push(HeldItem {
+            kind: match (&job, reason) {
+                (None, _) => "held-callback",
+                (Some(_), AttentionReason::Dead) => "dead-job",
+                (Some(_), AttentionReason::Pending) => "pending-job",
+                (Some(_), _) => "held-job",
+            },
+            callback: number,
+            instance,
+            has_instance: found.is_some(),
+            order,
+            buyer: callback.buyer,
+            action: action.as_str(),
+            since,
+            tries: row.as_ref().map(CallbackRow::tries).unwrap_or_default(),
+            deliveries: row.as_ref().map_or(0, |row| row.deliveries),
+            delivery_limit: row.as_ref().and_then(|row| row.delivery_limit),
+            account: row.as_ref().map(|row| row.account.clone()).unwrap_or_default(),
+            reason_code: row.as_ref().filter(|_| job.is_none()).and_then(|row| row.reason_code.clone()),
+            reason: match &job {
+                Some(job) => job.note.clone(),
+                None => row.and_then(|row| row.reason),
+            }
+            .unwrap_or_default(),
+            job: job.map(|job| job.id),
+        });
     }
     Ok(held_items)
 }

@@ -11,7 +11,7 @@ use crate::cli::develop::route;
 use crate::cli::keys::signatures::{SignatureKey, recorded_uses};
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Inside};
-use crate::config::{self, Checked, Config, ProcessEnvironment};
+use crate::config::{self, Checked, ProcessEnvironment};
 use crate::market_api::client::MarketClient;
 use crate::serve::app::AppToken;
 use spid_core::market_api::Group;
@@ -52,14 +52,7 @@ struct EndpointLine<'a> {
 #[derive(Serialize)]
 struct AppLine<'a> {
     listen: SocketAddr,
-    tokens: Vec<TokenLine<'a>>,
-}
-
-#[derive(Serialize)]
-struct TokenLine<'a> {
-    name: &'a str,
-    accounts: &'a [String],
-    roles: Vec<&'static str>,
+    tokens: &'a [AppToken],
 }
 
 /// API of a marketplace that spid may call.
@@ -71,20 +64,6 @@ struct MarketLine<'a> {
     base_url: Option<String>,
     /// Groups of operations with credentials of their own.
     credentials_for: Vec<&'static str>,
-}
-
-impl<'a> AppLine<'a> {
-    fn of(config: &'a Config) -> Option<AppLine<'a>> {
-        let tokens = config.live.app.tokens.iter().map(TokenLine::of).collect();
-        Some(AppLine { listen: config.app_listen?, tokens })
-    }
-}
-
-impl<'a> TokenLine<'a> {
-    fn of(token: &'a AppToken) -> TokenLine<'a> {
-        let roles = token.roles.iter().map(|role| role.as_str()).collect();
-        TokenLine { name: &token.name, accounts: &token.accounts, roles }
-    }
 }
 
 impl<'a> MarketLine<'a> {
@@ -116,7 +95,7 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
             keys: SignatureKey::of(endpoint, &uses),
         });
     }
-    let app = AppLine::of(&config);
+    let app = config.app_listen.map(|listen| AppLine { listen, tokens: &config.live.app.tokens });
     let markets: Vec<MarketLine<'_>> = config.markets.iter().map(MarketLine::of).collect();
     let routing = route::Routing::of(&config.live.runner);
     warnings.extend(routing.unreachable());
@@ -134,9 +113,10 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
     }
     if let Some(AppLine { listen, tokens }) = &app {
         output.line(&format!("  app  {listen}"))?;
-        for TokenLine { name, accounts, roles } in tokens {
-            let (name, accounts, roles) = (shown(name), accounts.join(", "), roles.join(", "));
-            output.line(&format!("    token {name}  accounts: {}  roles: {roles}", shown(&accounts)))?;
+        for AppToken { name, accounts, roles, .. } in *tokens {
+            let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
+            let (name, accounts) = (shown(name), shown(&accounts.join(", ")));
+            output.line(&format!("    token {name}  accounts: {accounts}  roles: {roles}"))?;
         }
     }
     for MarketLine { name, api, base_url, credentials_for } in &markets {

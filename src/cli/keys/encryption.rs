@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::inspect::or_dash;
 use crate::cli::output::{Column, Output, Row};
 use crate::cli::repair::prune::Ticker;
-use crate::cli::repair::{self, Detailed};
+use crate::cli::repair::{self, print_report};
 use crate::cli::{Done, Exit, Failure, StoreArguments};
 use crate::store::OperationReport;
 use crate::store::encryption::KeyId;
@@ -112,11 +112,8 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
         "{} answers re-encrypted with key {}; {} still need another key",
         done.reencrypted, done.key, done.remaining
     );
-    if arguments.operation.json {
-        output.json(&Detailed { report: OperationReport::new("rotate", message), details: &done })?;
-    } else {
-        output.line(&message)?;
-    }
+    let report = OperationReport::new("rotate", message);
+    print_report(report, &done, arguments.operation.json, output)?;
     // The old key must not be destroyed while answers depend on it.
     if done.remaining > 0 {
         return Err(Failure::new(

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde::Serialize;
+use serde_json::json;
 
-use super::{Detailed, OperationArguments, answer, read_input};
+use super::{OperationArguments, answer, print_report, read_input};
 use crate::cli::inspect::lines::InstanceLine;
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure};
@@ -85,15 +85,6 @@ pub(crate) struct ImportArguments {
     file: PathBuf,
 }
 
-/// Values of an import, as JSON.
-#[derive(Serialize)]
-struct ImportDetails<'a> {
-    /// Number of imported instances.
-    instances: usize,
-    /// Names of the instances that the marketplace released before the import, so that no hook ran.
-    released_before: &'a [String],
-}
-
 pub(crate) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     let text = read_input(&arguments.file)?;
     let text = String::from_utf8(text)
@@ -106,14 +97,10 @@ pub(crate) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     let (mut operations, act) = arguments.operation.begin()?;
     // A release before the import has left a tombstone, and no hook has run for it.
     let Imported { released_before } = operations.import(&imports, &act)?;
-    let message = format!("{} instances imported", imports.len());
-    if arguments.operation.json {
-        let report = OperationReport::new("import", message);
-        let details = ImportDetails { instances: imports.len(), released_before: &released_before };
-        output.json(&Detailed { report, details: &details })?;
-    } else {
-        output.line(&message)?;
-    }
+    let count = imports.len();
+    let report = OperationReport::new("import", format!("{count} instances imported"));
+    let details = json!({"instances": count, "released_before": released_before});
+    print_report(report, &details, arguments.operation.json, output)?;
     for name in &released_before {
         let name = shown(name);
         output.print_error(&format!(

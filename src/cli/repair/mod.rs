@@ -15,6 +15,7 @@ use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, StoreArguments, not_there};
@@ -49,7 +50,7 @@ impl OperationArguments {
         };
         let (mut operations, act) = self.begin()?;
         let report = operations.run(operation, row.as_ref(), &act)?;
-        if self.json { output.json(&report) } else { output.line(&shown(&report.message)) }
+        print_report(report, &json!({}), self.json, output)
     }
 
     /// Runs several operations, and prints a line for each or all results as JSON.
@@ -79,13 +80,21 @@ impl OperationArguments {
     }
 }
 
-/// Result of an operation with values of its own, as JSON.
-#[derive(Serialize)]
-pub(crate) struct Detailed<'a, T> {
-    #[serde(flatten)]
-    pub(crate) report: OperationReport,
-    #[serde(flatten)]
-    pub(crate) details: &'a T,
+/// Prints the result of an operation: a line, or JSON with values of its own.
+pub(crate) fn print_report(
+    report: OperationReport,
+    details: &impl Serialize,
+    json: bool,
+    output: &mut Output,
+) -> Done {
+    #[derive(Serialize)]
+    struct Detailed<'a, T> {
+        #[serde(flatten)]
+        report: OperationReport,
+        #[serde(flatten)]
+        details: &'a T,
+    }
+    if json { output.json(&Detailed { report, details }) } else { output.line(&shown(&report.message)) }
 }
 
 /// Results of several operations.

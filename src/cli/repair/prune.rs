@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::cli::output::Output;
-use crate::cli::repair::{self, Detailed};
+use crate::cli::repair::{self, print_report};
 use crate::cli::{Done, Exit, Failure, StoreArguments};
 use crate::store::{AuditNote, OperationReport, PruneOptions, Pruned};
 use spid_core::span::Span;
@@ -109,13 +109,11 @@ pub(crate) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     let pruned = pruned?;
     let would = if arguments.dry_run { "would be: " } else { "" };
     let message = format!("{would}{pruned}");
-    if arguments.json {
-        let changed = !arguments.dry_run;
-        let report = OperationReport { changed, ..OperationReport::new("prune", message) };
-        let details = PruneDetails { dry_run: arguments.dry_run, pruned: &pruned };
-        output.json(&Detailed { report, details: &details })?;
-    } else {
-        output.line(&message)?;
+    let changed = !arguments.dry_run;
+    let report = OperationReport { changed, ..OperationReport::new("prune", message) };
+    let details = PruneDetails { dry_run: arguments.dry_run, pruned: &pruned };
+    print_report(report, &details, arguments.json, output)?;
+    if !arguments.json {
         output.line(&format!(
             "the database has {} bytes (before: {}), {} of them unused",
             pruned.bytes_after, pruned.bytes_before, pruned.bytes_unused

@@ -1,12 +1,12 @@
 //! `callbacks resend`: sends a stored callback again, with a new signature.
 
 use clap::Args;
-use serde::Serialize;
+use serde_json::json;
 
-use super::{Detailed, OperationArguments};
+use super::{OperationArguments, print_report};
 use crate::cli::keys::arguments::{KeyArguments, dialect_named, dialect_or_alibaba};
 use crate::cli::lab::scenario::briefly;
-use crate::cli::output::{Output, shown};
+use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, runtime, words};
 use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
@@ -32,13 +32,6 @@ pub(crate) struct ResendArguments {
     yes: bool,
     /// Number of the callback.
     number: i64,
-}
-
-/// Values of a resend, as JSON.
-#[derive(Serialize)]
-struct ResendDetails {
-    /// HTTP status of the answer.
-    status: u16,
 }
 
 pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
@@ -85,10 +78,7 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         .block_on(Client::new(ClientOptions::default()).send(sent))
         .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
     let body = exchange::body(&answer.body);
-    let message = format!("{} {}", answer.status, shown(briefly(body.trim())));
-    if !operation.json {
-        return output.line(&message);
-    }
+    let message = format!("{} {}", answer.status, briefly(body.trim()));
     let report = OperationReport { callback: Some(number), ..OperationReport::new("resend", message) };
-    output.json(&Detailed { report, details: &ResendDetails { status: answer.status } })
+    print_report(report, &json!({"status": answer.status}), operation.json, output)
 }

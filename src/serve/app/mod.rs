@@ -32,7 +32,8 @@ use spid_hook::time::Clock;
 
 spid_hook::words! {
     /// A thing that a token may do.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+    #[serde(rename_all = "kebab-case")]
     pub enum Role {
         /// Ask about entitlements and list instances.
         Entitlements = "entitlements",
@@ -44,11 +45,12 @@ spid_hook::words! {
 }
 
 /// A token of the application.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct AppToken {
     /// Name for logs.
     pub name: String,
     /// The token.
+    #[serde(skip)]
     pub secret: Secret,
     /// Accounts that it may see.
     pub accounts: Vec<String>,
