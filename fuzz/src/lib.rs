@@ -255,8 +255,8 @@ pub fn config(data: &[u8]) {
     match Config::parse(text, "fuzz.toml", &environment, &[], Some(AnyHook::from(LogHook).into())) {
         Ok(config) => {
             assert!(config.admin_listen.is_none_or(|address| address.ip().is_loopback()));
-            assert!(!config.endpoints.is_empty());
-            for (path, endpoint) in &config.endpoints {
+            assert!(!config.live.endpoints.is_empty());
+            for (path, endpoint) in &config.live.endpoints {
                 assert!(path.starts_with('/') && endpoint.keys.labels().count() > 0);
             }
         }

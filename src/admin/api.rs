@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::operations::{AdminOperation, Given, signed};
+use super::operations::{Given, read_operation, signed};
 use super::target::Target;
 use super::{Admin, Fault, access, is_read};
 use crate::net::{Method, Request, Response};
@@ -258,5 +258,5 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
     let note = signed(&body.who, &body.why)?;
     let answer = body.answer.as_ref().map(|answer| answer.get().to_owned());
     let given = Given { account: body.account, instead: body.r#as, answer };
-    json(200, &admin.act(AdminOperation::read(path, given)?, note).await?)
+    json(200, &admin.act(read_operation(path, given)?, note).await?)
 }

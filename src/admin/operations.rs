@@ -4,53 +4,13 @@
 //! An operation opens the database beside the daemon's own writer; SQLite's lock orders the two. Afterwards the
 //! dispatcher is woken, so that due jobs do not wait for its next poll.
 
-use serde::Serialize;
-
 use super::api::{callback_number, job_id};
 use super::{Admin, Fault};
 use crate::observe::limits;
-use crate::store::{Approved, AuditNote, Instead, OperationError, Operations};
+use crate::store::{
+    AdminOperation, AuditNote, ChosenJob, InstanceRow, Instead, NamedInstance, OperationReport, Operations,
+};
 use spid_hook::callback::Answer;
-use spid_hook::id::Id;
-
-/// Admin operation and its target.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum AdminOperation {
-    Retry(Id),
-    Drop(Id),
-    Approve { callback: i64, instead: Option<Instead> },
-    Reject(i64),
-    Settle(i64),
-    Dismiss(i64),
-    Complete { instance: Named, answer: Box<Answer> },
-    CompleteJob { job: Id, answer: Box<Answer> },
-    Release(Named),
-}
-
-/// Instance by name. The account is needed if several accounts have an instance of that name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Named {
-    pub(super) name: String,
-    pub(super) account: Option<String>,
-}
-
-/// Result of an operation.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Report {
-    /// Name of the operation.
-    pub(super) act: &'static str,
-    /// Result as a sentence.
-    pub(super) message: String,
-    /// Job that the operation changed or created.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) job: Option<Id>,
-    /// Job that must end before this one runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) behind: Option<Id>,
-    /// Callback that the operation changed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) callback: Option<i64>,
-}
 
 /// Details that a client gives beside the target.
 #[derive(Debug, Default)]
@@ -63,138 +23,50 @@ pub(super) struct Given {
     pub(super) answer: Option<String>,
 }
 
-impl AdminOperation {
-    /// Reads an operation from its path, like `jobs/ID/retry`, and the details.
-    pub(super) fn read(path: &[&str], given: Given) -> Result<AdminOperation, Fault> {
-        let Given { account, instead, answer } = given;
-        // A detail that the operation ignores is an error, because the client expects an effect of it.
-        let ignored = (account.is_some() && !matches!(path, ["instances", ..]))
-            || (instead.is_some() && !matches!(path, ["held", _, "approve"]))
-            || (answer.is_some() && !matches!(path, [.., "complete"]));
-        let operation = match path {
-            ["jobs", id, "retry"] => AdminOperation::Retry(job_id(id)?),
-            ["jobs", id, "drop"] => AdminOperation::Drop(job_id(id)?),
-            ["jobs", id, "complete"] => {
-                AdminOperation::CompleteJob { job: job_id(id)?, answer: read_answer(answer.as_deref())? }
-            }
-            ["held", number, "approve"] => AdminOperation::Approve {
-                callback: callback_number(number)?,
-                instead: read_instead(instead.as_deref())?,
-            },
-            ["held", number, "reject"] => AdminOperation::Reject(callback_number(number)?),
-            ["held", number, "settle"] => AdminOperation::Settle(callback_number(number)?),
-            ["attention", number, "dismiss"] => AdminOperation::Dismiss(callback_number(number)?),
-            ["instances", name, "complete"] => AdminOperation::Complete {
-                instance: Named { name: (*name).to_owned(), account },
-                answer: read_answer(answer.as_deref())?,
-            },
-            ["instances", name, "release"] => {
-                AdminOperation::Release(Named { name: (*name).to_owned(), account })
-            }
-            _ => {
-                return Err(Fault::new(
-                    404,
-                    "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
-                ));
-            }
-        };
-        if ignored {
-            let text = "the operation ignores `account`, `as` or `answer`: remove the member";
-            return Err(Fault::new(400, text));
+/// Reads an operation from its path, like `jobs/ID/retry`, and the details.
+pub(super) fn read_operation(path: &[&str], given: Given) -> Result<AdminOperation, Fault> {
+    let Given { account, instead, answer } = given;
+    // A detail that the operation ignores is an error, because the client expects an effect of it.
+    let ignored = (account.is_some() && !matches!(path, ["instances", ..]))
+        || (instead.is_some() && !matches!(path, ["held", _, "approve"]))
+        || (answer.is_some() && !matches!(path, [.., "complete"]));
+    let operation = match path {
+        ["jobs", id, "retry"] => AdminOperation::Retry(chosen(id)?),
+        ["jobs", id, "drop"] => AdminOperation::Drop(chosen(id)?),
+        ["jobs", id, "complete"] => {
+            AdminOperation::CompleteJob { job: job_id(id)?, answer: read_answer(answer.as_deref())? }
         }
-        Ok(operation)
-    }
-
-    pub(super) const fn word(&self) -> &'static str {
-        match self {
-            AdminOperation::Retry(_) => "retry",
-            AdminOperation::Drop(_) => "drop",
-            AdminOperation::Approve { .. } => "approve",
-            AdminOperation::Reject(_) => "reject",
-            AdminOperation::Settle(_) => "settle",
-            AdminOperation::Dismiss(_) => "dismiss",
-            AdminOperation::Complete { .. } | AdminOperation::CompleteJob { .. } => "complete",
-            AdminOperation::Release(_) => "release",
+        ["held", number, "approve"] => AdminOperation::Approve {
+            callback: callback_number(number)?,
+            instead: read_instead(instead.as_deref())?,
+        },
+        ["held", number, "reject"] => AdminOperation::Reject(callback_number(number)?),
+        ["held", number, "settle"] => AdminOperation::Settle(callback_number(number)?),
+        ["attention", number, "dismiss"] => AdminOperation::Dismiss(callback_number(number)?),
+        ["instances", name, "complete"] => AdminOperation::Complete {
+            instance: NamedInstance { name: (*name).to_owned(), account },
+            answer: read_answer(answer.as_deref())?,
+        },
+        ["instances", name, "release"] => {
+            AdminOperation::Release(NamedInstance { name: (*name).to_owned(), account })
         }
+        _ => {
+            return Err(Fault::new(
+                404,
+                "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
+            ));
+        }
+    };
+    if ignored {
+        let text = "the operation ignores `account`, `as` or `answer`: remove the member";
+        return Err(Fault::new(400, text));
     }
+    Ok(operation)
+}
 
-    fn report(&self, message: impl Into<String>) -> Report {
-        let job = match self {
-            AdminOperation::Retry(id)
-            | AdminOperation::Drop(id)
-            | AdminOperation::CompleteJob { job: id, .. } => Some(*id),
-            _ => None,
-        };
-        let callback = match self {
-            AdminOperation::Reject(number)
-            | AdminOperation::Settle(number)
-            | AdminOperation::Dismiss(number) => Some(*number),
-            _ => None,
-        };
-        Report { act: self.word(), message: message.into(), job, behind: None, callback }
-    }
-
-    fn approved(&self, approved: &Approved) -> Report {
-        let Approved { callback, job } = *approved;
-        let message = match job {
-            Some(job) => format!("callback {callback}: job {job} is queued"),
-            None => format!("callback {callback}: done, there was nothing to run"),
-        };
-        Report { job, callback: Some(callback), ..self.report(message) }
-    }
-
-    /// Runs the operation; `instance` is the number of the named instance.
-    fn run(
-        &self,
-        operations: &mut Operations,
-        instance: i64,
-        act: &AuditNote,
-    ) -> Result<Report, OperationError> {
-        Ok(match self {
-            AdminOperation::Retry(id) => match operations.retry(*id, act)? {
-                None => self.report(format!("job {id} is due now")),
-                Some(ahead) => {
-                    let message = format!("job {id} is due when job {ahead}, which is before it, has ended");
-                    Report { behind: Some(ahead), ..self.report(message) }
-                }
-            },
-            AdminOperation::Drop(id) => {
-                operations.drop_job(*id, act)?;
-                self.report(format!(
-                    "job {id} is dropped; another delivery of the callback creates a new job"
-                ))
-            }
-            AdminOperation::Approve { callback, instead } => {
-                self.approved(&operations.approve(*callback, *instead, act)?)
-            }
-            AdminOperation::Reject(callback) => {
-                operations.reject(*callback, act)?;
-                self.report(format!("callback {callback} is rejected, and so are its redeliveries"))
-            }
-            AdminOperation::Settle(callback) => {
-                operations.settle(*callback, act)?;
-                self.report(format!(
-                    "callback {callback} is settled: its next delivery is answered with success, and nothing runs"
-                ))
-            }
-            AdminOperation::Dismiss(callback) => {
-                operations.dismiss(*callback, act)?;
-                self.report(format!("callback {callback} is removed from the attention list"))
-            }
-            AdminOperation::CompleteJob { job, answer } => {
-                let action = operations.complete_job(*job, answer, act)?;
-                self.report(format!("job {job} ({action}) is complete; spid reports it at the next delivery"))
-            }
-            AdminOperation::Complete { instance: named, answer } => {
-                let action = operations.complete(instance, answer, act)?;
-                let name = &named.name;
-                self.report(format!(
-                    "the {action} of {name} is complete; spid reports it at the next delivery"
-                ))
-            }
-            AdminOperation::Release(_) => self.approved(&operations.release(instance, act)?),
-        })
-    }
+/// Reads a job that may be in any state.
+fn chosen(id: &str) -> Result<ChosenJob, Fault> {
+    Ok(ChosenJob { id: job_id(id)?, state: None })
 }
 
 /// Reads the real meaning of a conflicting create.
@@ -229,13 +101,15 @@ fn check_note(name: &str, text: &str) -> Result<String, Fault> {
 
 impl Admin {
     /// Runs an operation and wakes the dispatcher.
-    pub(super) async fn act(&self, operation: AdminOperation, act: AuditNote) -> Result<Report, Fault> {
+    pub(super) async fn act(
+        &self,
+        operation: AdminOperation,
+        act: AuditNote,
+    ) -> Result<OperationReport, Fault> {
         // Names are resolved by the daemon's reader, before a second connection is opened.
-        let instance = match &operation {
-            AdminOperation::Complete { instance: named, .. } | AdminOperation::Release(named) => {
-                self.number_of(named).await?
-            }
-            _ => 0,
+        let instance = match operation.instance() {
+            Some(named) => Some(self.instance(named).await?),
+            None => None,
         };
         let parts = &self.inner.parts;
         let Some((path, options)) = parts.database.clone() else {
@@ -249,7 +123,7 @@ impl Admin {
             store.is_in_place()?;
             // The operation encrypts with the keys of the running store, which a reload may have changed.
             let mut operations = Operations::open(&path, &options, clock)?.sealing_like(&store);
-            operation.run(&mut operations, instance, &act)
+            operations.run(&operation, instance.as_ref(), &act)
         };
         // The operation waits for SQLite's lock, so it must not block an async thread.
         let done = tokio::task::spawn_blocking(work).await;
@@ -261,8 +135,8 @@ impl Admin {
         Ok(report)
     }
 
-    async fn number_of(&self, named: &Named) -> Result<i64, Fault> {
-        let Named { name, account } = named.clone();
-        self.read(move |reader| Ok(reader.find(&name, account.as_deref())?.number)).await
+    async fn instance(&self, named: &NamedInstance) -> Result<InstanceRow, Fault> {
+        let NamedInstance { name, account } = named.clone();
+        self.read(move |reader| Ok(reader.find(&name, account.as_deref())?)).await
     }
 }

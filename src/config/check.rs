@@ -43,11 +43,12 @@ fn check_accounts(config: &Config, source: String) -> Result<(), Mistakes> {
     let mistake =
         |text: String| Mistake { key: "endpoint".to_owned(), origin: Origin::File { line: None }, text };
     let unserved = |served: &[&str]| store::unserved_accounts(&config.store_path, served);
-    let mistakes: Vec<Mistake> = match Orphans::find(&config.endpoints, &config.retired_accounts, unserved) {
-        Ok(None) => return Ok(()),
-        Ok(Some(orphans)) => orphans.lines().map(mistake).collect(),
-        Err(error) => vec![mistake(error.to_string())],
-    };
+    let mistakes: Vec<Mistake> =
+        match Orphans::find(&config.live.endpoints, &config.retired_accounts, unserved) {
+            Ok(None) => return Ok(()),
+            Ok(Some(orphans)) => orphans.lines().map(mistake).collect(),
+            Err(error) => vec![mistake(error.to_string())],
+        };
     Err(Mistakes { source, mistakes })
 }
 

@@ -34,16 +34,13 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
-use crate::admin::AdminOptions;
 use crate::hooks::log::LogHook;
-use crate::hooks::runner::Runner;
 use crate::market_api::client::MarketClient;
 use crate::market_api::order_lookup::OrderLookupClients;
-use crate::net::ServerTls;
 use crate::observe::files;
 use crate::observe::limits;
-use crate::serve::app::AppOptions;
-use crate::serve::intake::{Endpoint, IntakeOptions};
+use crate::serve::daemon::LiveOptions;
+use crate::serve::intake::IntakeOptions;
 use crate::serve::public::AccessPolicy;
 use crate::serve::spans::TelemetryOptions;
 use crate::store::StoreOptions;
@@ -92,30 +89,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of the admin listener; `None` if there is none.
     pub admin_listen: Option<SocketAddr>,
-    /// Options for the admin listener.
-    pub admin: AdminOptions,
     /// Address of the listener for the seller's application; `None` if there is none.
     pub app_listen: Option<SocketAddr>,
-    /// Options for that listener.
-    pub app: AppOptions,
     /// Clients of the marketplaces' APIs.
     pub markets: Vec<MarketClient>,
     /// Path of the database.
     pub store_path: PathBuf,
     /// Options for the store.
     pub store: StoreOptions,
-    /// Endpoints, each with its path.
-    pub endpoints: Vec<(String, Endpoint)>,
-    /// Order lookups, for marketplaces whose callbacks do not say what was ordered.
-    pub orders: OrderLookupClients,
-    /// Hooks and routes.
-    pub runner: Runner,
-    /// Options for the intake.
-    pub intake: IntakeOptions,
-    /// Certificate of the public listener; `None` for plain HTTP.
-    pub tls: Option<ServerTls>,
-    /// Access rules of the public listener: proxies and allowed networks.
-    pub access_policy: AccessPolicy,
+    /// Options that a reload changes: endpoints, hooks and routes, access.
+    pub live: LiveOptions,
     /// Options for sending spans; `None` if no spans are sent.
     pub telemetry: Option<TelemetryOptions>,
     /// Log level, unless the command line sets the filter.
@@ -224,18 +207,20 @@ impl Config {
         Some(Config {
             listen,
             admin_listen,
-            admin,
             app_listen,
-            app,
             markets,
             store_path,
             store,
-            endpoints,
-            orders: OrderLookupClients::new(lookup_clients),
-            runner,
-            intake: IntakeOptions { reply_within, policy: policy.of_instances },
-            tls,
-            access_policy: AccessPolicy { proxies, allow },
+            live: LiveOptions {
+                endpoints,
+                runner,
+                orders: OrderLookupClients::new(lookup_clients),
+                intake: IntakeOptions { reply_within, policy: policy.of_instances },
+                access_policy: AccessPolicy { proxies, allow },
+                tls,
+                admin,
+                app,
+            },
             telemetry,
             log_level,
             log_format,
@@ -247,7 +232,7 @@ impl Config {
 
     /// Returns true if an endpoint uses the key of the documentation, with which everyone can sign.
     pub fn has_known_key(&self) -> bool {
-        self.endpoints.iter().any(|(_, endpoint)| endpoints::is_known_key(&endpoint.keys))
+        self.live.endpoints.iter().any(|(_, endpoint)| endpoints::is_known_key(&endpoint.keys))
     }
 
     /// Returns the names of the keys that differ from `other`. Values are compared as text; for the keys of endpoints
@@ -256,9 +241,9 @@ impl Config {
         let keys = self.settings.keys().chain(other.settings.keys());
         let changed = keys.filter(|key| self.settings.get(*key) != other.settings.get(*key)).cloned();
         let secrets =
-            |config: &Config, index: usize| config.endpoints.get(index).map(|(_, it)| it.keys.clone());
+            |config: &Config, index: usize| config.live.endpoints.get(index).map(|(_, it)| it.keys.clone());
         // The settings contain only where a key is read from, so the keys themselves are compared here.
-        let rekeyed = (0..self.endpoints.len().max(other.endpoints.len()))
+        let rekeyed = (0..self.live.endpoints.len().max(other.live.endpoints.len()))
             .filter(|index| secrets(self, *index) != secrets(other, *index))
             .map(|index| format!("endpoint[{index}].keys"));
         let mut all: Vec<String> = changed.chain(rekeyed).collect();

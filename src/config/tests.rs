@@ -2,6 +2,7 @@
 //! mistakes.
 
 use super::*;
+use crate::hooks::runner::Runner;
 
 const ENDPOINT: &str = r#"
 [[endpoint]]
@@ -134,8 +135,8 @@ fn every_key_there_is_stands_in_the_default_file_once() {
 fn the_default_file_states_the_limits() {
     let all = read_default_file(&default_file(true));
     let millis = |duration: Duration| duration.as_millis() as u64;
-    assert_eq!(millis(all.intake.reply_within), limits::REPLY_WITHIN_MS);
-    assert_eq!(all.intake.policy.sign_on_window_ms, limits::DATED_WINDOW_MS);
+    assert_eq!(millis(all.live.intake.reply_within), limits::REPLY_WITHIN_MS);
+    assert_eq!(all.live.intake.policy.sign_on_window_ms, limits::DATED_WINDOW_MS);
     assert_eq!(all.store.secrets_window_ms, limits::SECRETS_WINDOW_MS);
     for hook in ["hook[0].exec", "hook[1].http", "hook[3].in_process"] {
         let timeout = format!("{:?}", Duration::from_millis(limits::HOOK_TIMEOUT_MS));
@@ -153,7 +154,7 @@ fn the_hook_inside_stands_where_it_is_written_or_first() {
     let runner = |text: &str| {
         let config =
             Config::parse(&format!("{ENDPOINT}{text}"), "spid.toml", &environment(&[]), &[], inside());
-        config.unwrap_or_else(|wrong| panic!("{wrong}")).runner
+        config.unwrap_or_else(|wrong| panic!("{wrong}")).live.runner
     };
     let names = |runner: &Runner| runner.hooks().map(|hook| hook.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&runner("")), ["in-process"]);
@@ -448,7 +449,7 @@ fn a_hook_has_a_retry_list_of_its_own() {
         format!("{ENDPOINT}[[hook]]\nname = \"do\"\nexec = {{ command = [\"sh\"], retry = {waits} }}\n")
     };
     let config = read(&text(r#"["5s", "1m 30s", "24h"]"#), &[], &[]).unwrap();
-    let retry = config.runner.hooks().next().unwrap().retry.clone();
+    let retry = config.live.runner.hooks().next().unwrap().retry.clone();
     assert_eq!(
         retry,
         Some(spid_core::lifecycle::schedule::Schedule::from_millis(vec![5_000, 90_000, 86_400_000]))

@@ -26,27 +26,18 @@ use crate::observe::limits;
 /// `User-Agent` of every request.
 pub(super) const USER_AGENT: &str = concat!("spid/", env!("CARGO_PKG_VERSION"));
 
-/// Site of a marketplace, which decides about the hosts of its APIs and about its operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Site {
-    /// Alibaba Cloud in China.
-    AlibabaCn,
-    /// Alibaba Cloud, international.
-    AlibabaIntl,
+spid_hook::words! {
+    /// Site of a marketplace, which decides about the hosts of its APIs and about its operations.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Site {
+        /// Alibaba Cloud in China.
+        AlibabaCn = "alibaba-cn",
+        /// Alibaba Cloud, international.
+        AlibabaIntl = "alibaba-intl",
+    }
 }
 
 impl Site {
-    /// Every site.
-    pub const ALL: [Site; 2] = [Site::AlibabaCn, Site::AlibabaIntl];
-
-    /// Returns the word for the site in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Site::AlibabaCn => "alibaba-cn",
-            Site::AlibabaIntl => "alibaba-intl",
-        }
-    }
-
     /// Returns the host of an operation; `None` if this site does not have it. The hosts are those of the vendor's SDKs;
     /// that of the international API follows from the SDK's rule and is printed nowhere.
     fn host(self, operation: &Operation) -> Option<&'static str> {
@@ -179,6 +170,16 @@ impl MarketClient {
     /// Returns the site of the market.
     pub fn site(&self) -> Site {
         self.0.options.site
+    }
+
+    /// Returns the address of the APIs, if it is not the vendor's.
+    pub fn base_url(&self) -> Option<&Url> {
+        self.0.options.base_url.as_ref()
+    }
+
+    /// Returns the groups of operations that have credentials of their own.
+    pub fn groups_with_credentials(&self) -> impl Iterator<Item = Group> {
+        self.0.options.credentials_for.keys().copied()
     }
 
     /// Returns the address of an operation.

@@ -133,6 +133,8 @@ pub const ADMIN_GUESSES_WAITING_COUNT: usize = 16;
 pub const ADMIN_GUESSES_LOGGED_EVERY_MS: u64 = 10_000;
 /// Default number of rows in a list.
 pub const LIST_DEFAULT_COUNT: usize = 100;
+/// Number of rows of a list for which the rows that they refer to are read at once.
+pub const LIST_PART_COUNT: usize = 500;
 /// Maximum number of rows in a list of the admin listener.
 pub const LIST_MAX_COUNT: usize = 1_000;
 

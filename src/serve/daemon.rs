@@ -32,12 +32,13 @@ use crate::serve::dispatch::{Dispatch, KnownEndpoint, KnownEndpoints};
 use crate::serve::intake::{Endpoint, Intake, Orphans};
 use crate::serve::public::{PublicListener, Routes};
 use crate::serve::spans::Telemetry;
+use crate::store::encryption::Encryptor;
 use crate::store::{self, Closed, ConfiguredKey, Retrying, Store, StoreError, StoreOptions};
 use keys::{configured_keys, record_keys};
 use spid_hook::Subject;
 use spid_hook::time::Clock;
 
-pub use options::{Changes, DaemonOptions, StartError};
+pub use options::{DaemonOptions, LiveOptions, StartError};
 
 /// A running daemon.
 pub struct Daemon {
@@ -76,13 +77,14 @@ struct RunningApp {
 
 impl RunningApp {
     fn start(
-        app: Option<(TcpListener, AppOptions)>,
+        listener: Option<TcpListener>,
+        options: AppOptions,
         server: &ServerOptions,
         (store, clock, metrics): (&Store, &Clock, &Metrics),
         stop: &watch::Sender<bool>,
         part: &dyn Fn(&'static str) -> Part,
     ) -> Result<Option<RunningApp>, StartError> {
-        let Some((listener, options)) = app else { return Ok(None) };
+        let Some(listener) = listener else { return Ok(None) };
         let address = listener.local_addr()?;
         let app = App::new(store.clone(), clock.clone(), metrics.clone(), options, stop.subscribe());
         let task = serve(listener, server.clone(), app.clone(), stop, part("application's listener"));
@@ -135,16 +137,16 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check(&options, admin_address)?;
-        let (metrics, clock) = (options.store.metrics.clone(), options.clock);
-        let (runner, runners) = watch::channel(options.runner);
-        let (known, knowing) = watch::channel(known(&options.endpoints));
+        let (live, metrics, clock) = (options.live, options.store.metrics.clone(), options.clock);
+        let (runner, runners) = watch::channel(live.runner);
+        let (known, knowing) = watch::channel(known(&live.endpoints));
         let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
         let database = Some((options.store_path.clone(), choices.clone()));
         let (store, closed) = open_store(&options.store_path, choices, clock.clone()).await?;
         announce(&metrics);
         let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
         let parts = shown(&store, database, &metrics, &refusals, &clock);
-        let prepared = prepare(&options.store_path, parts, options.admin);
+        let prepared = prepare(&options.store_path, parts, live.admin);
         let (leftovers, operators) = match prepared.await {
             Ok(prepared) => prepared,
             Err(error) => return Err(close_after(error, store, closed).await),
@@ -153,11 +155,11 @@ impl Daemon {
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         drop(run(part("writer"), closed.clone().wait()));
-        let keys = record_keys(&store, configured_keys(&options.endpoints)).await;
+        let keys = record_keys(&store, configured_keys(&live.endpoints)).await;
         let telemetry = options.telemetry.map(|it| Telemetry::start(it, metrics.clone(), clock.clone()));
         let spans = telemetry.as_ref().map(Telemetry::spans).unwrap_or_default();
         let (stop_dispatch, stopping) = watch::channel(false);
-        let (orders, lookup_clients) = watch::channel(options.orders);
+        let (orders, lookup_clients) = watch::channel(live.orders);
         let dispatch =
             Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options.dispatch)
                 .asking(lookup_clients)
@@ -165,15 +167,15 @@ impl Daemon {
                 .telling(spans.clone());
         let liveness = Liveness::of(store.clone(), dispatch.iterated_at());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
-        let intake = Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals, options.intake);
-        let routes = Arc::new(Routes::new(options.endpoints, intake, options.access_policy));
+        let intake = Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals, live.intake);
+        let routes = Arc::new(Routes::new(live.endpoints, intake, live.access_policy));
         let (routes, behind) = watch::channel(routes);
         let (stop_listeners, _) = watch::channel(false);
         let listener_task = PublicListener::new(behind, metrics.clone()).telling(spans);
-        let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
+        let spi = ServerOptions { tls: live.tls.clone(), ..options.server.clone() };
         let listener_task = serve(listener, spi, listener_task, &stop_listeners, part("listener"));
         let shared = (&store, &clock, &metrics);
-        let app = RunningApp::start(options.app, &options.server, shared, &stop_listeners, &part)?;
+        let app = RunningApp::start(options.app, live.app, &options.server, shared, &stop_listeners, &part)?;
         let admin = admin.map(|listener| {
             serve(listener, options.server, operators.clone(), &stop_listeners, part("admin listener"))
         });
@@ -191,7 +193,7 @@ impl Daemon {
             orders,
             runner,
             keys,
-            tls: options.tls,
+            tls: live.tls,
             listener_task,
             admin,
             operators,
@@ -215,32 +217,21 @@ impl Daemon {
         Ok(Orphans::find(endpoints, retired, unserved)?.map_or(Ok(()), Err)?)
     }
 
-    /// Applies new settings between two requests. A request or a hook call in progress ends with its old settings.
+    /// Applies new options between two requests. A request or a hook call in progress ends with its old options.
+    ///
+    /// From now on passwords are repeated for `secrets_window_ms` after their first report, and sealed by `encryptor`.
     ///
     /// Call [`Daemon::check_accounts`] first. This method does not check if the endpoints leave live instances
     /// unserved.
-    pub fn change(&self, changes: Changes) {
-        let Changes {
-            endpoints,
-            runner,
-            orders,
-            intake,
-            access_policy,
-            tls,
-            secrets_window_ms,
-            encryptor,
-            admin,
-            app,
-        } = changes;
+    pub fn change(&self, live: LiveOptions, secrets_window_ms: i64, encryptor: Encryptor) {
+        let LiveOptions { endpoints, runner, orders, intake, access_policy, tls, admin, app } = live;
         self.operators.change(admin);
         if let Some(running) = &self.app {
             running.app.change(app);
         }
         self.keys.send_replace(configured_keys(&endpoints));
         self.store.repeat_secrets_for(secrets_window_ms);
-        if let Some(encryptor) = encryptor {
-            self.store.seal_with(encryptor);
-        }
+        self.store.seal_with(encryptor);
         // The hooks change before the routes: no callback of a new endpoint may reach an old hook.
         let runner = runner.succeeding(&self.runner.borrow());
         dispatch::announce(&self.metrics, &runner);
@@ -347,13 +338,13 @@ impl Daemon {
 /// older spid.
 fn check_accounts(options: &DaemonOptions) -> Result<(), StartError> {
     let unserved = |served: &[&str]| store::unserved_accounts(&options.store_path, served);
-    let orphans = Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?;
+    let orphans = Orphans::find(&options.live.endpoints, &options.retired_accounts, unserved)?;
     Ok(orphans.map_or(Ok(()), Err)?)
 }
 
 /// Refuses a start that would leave instances without an endpoint, or the admin listener without a token.
 fn check(options: &DaemonOptions, admin: Option<SocketAddr>) -> Result<(), StartError> {
-    check_guarded(admin, &options.admin)?;
+    check_guarded(admin, &options.live.admin)?;
     check_accounts(options)
 }
 
@@ -546,7 +537,7 @@ mod tests {
         let refused = Daemon::start(listener().await, Some(listener().await), options).await;
         assert!(matches!(refused, Err(StartError::Unguarded(_))));
         options = without_endpoints(&folder);
-        options.admin.token = Some(spid_hook::Secret::new("fake-token-of-a-test"));
+        options.live.admin.token = Some(spid_hook::Secret::new("fake-token-of-a-test"));
         let daemon = Daemon::start(listener().await, Some(listener().await), options).await.unwrap();
         assert!(daemon.stop().await.closed);
     }

@@ -57,8 +57,8 @@ pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use error::StoreError;
 pub use key_use::ConfiguredKey;
 pub use operations::{
-    Approved, AuditNote, Claim, Claimed, Import, Imported, Instead, OperationError, Operations, Restored,
-    backup, restore,
+    AdminOperation, Approved, AuditNote, ChosenJob, Claim, Claimed, Import, Imported, Instead, NamedInstance,
+    OperationError, OperationReport, Operations, Restored, backup, restore, result,
 };
 pub use options::{ChooseSchedule, Postpone, Retrying, Schedules, StoreOptions};
 pub use prune::{PruneOptions, Pruned};

@@ -99,8 +99,10 @@ pub struct CallbackRow {
     #[serde(serialize_with = "as_hex")]
     pub deduplication_key: [u8; 16],
     /// Number of the instance, if there is one.
+    #[serde(skip)]
     pub instance: Option<i64>,
     /// Number of the job, if there is one. Of several jobs, the latest.
+    #[serde(skip)]
     pub job: Option<i64>,
     /// The requested action.
     pub action: Action,
@@ -133,12 +135,14 @@ fn as_hex<S: serde::Serializer>(bytes: &[u8; 16], serializer: S) -> std::result:
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JobRow {
     /// Number of the job in the store. Later jobs have higher numbers.
+    #[serde(skip)]
     pub number: i64,
     /// Id of the job, which is the idempotency key of its hook calls.
     pub id: Id,
     /// Number of the callback.
     pub callback: i64,
     /// Number of the instance, if there is one.
+    #[serde(skip)]
     pub instance: Option<i64>,
     /// True if the job belongs to the instance's queue.
     pub ordered: bool,
@@ -292,6 +296,7 @@ impl MarketJobs<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AttemptRow {
     /// Number of the job.
+    #[serde(skip)]
     pub job: i64,
     /// Number of the attempt, from 1.
     pub attempt: u32,
@@ -477,6 +482,18 @@ pub trait Lists: Read {
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
     /// Returns callbacks, the newest first.
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
+    /// Returns the instances with these numbers, in any order. Unreadable rows are left out of this and the next two.
+    fn instances_of(&self, numbers: &[i64]) -> Result<Vec<InstanceRow>> {
+        readable(numbers, |number| self.instance(number))
+    }
+    /// Returns the jobs with these numbers, in any order.
+    fn jobs_of(&self, numbers: &[i64]) -> Result<Vec<JobRow>> {
+        readable(numbers, |number| self.job(number))
+    }
+    /// Returns the callbacks with these numbers and their content, in any order.
+    fn callbacks_of(&self, numbers: &[i64]) -> Result<Vec<(CallbackRow, Callback)>> {
+        readable(numbers, |number| self.callback(number))
+    }
     /// Returns callbacks that may need a person, the oldest first, each with its job if it has one.
     ///
     /// These are callbacks whose success was not reported, purchases repeated with other values, and refused payments.
@@ -493,6 +510,18 @@ pub trait Lists: Read {
     fn totals(&self) -> Result<Totals>;
     /// Returns the accounts that are not `served` and have unreleased instances, with the number of these.
     fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>>;
+}
+
+/// Reads rows one by one, and leaves out those that cannot be read.
+fn readable<T>(numbers: &[i64], read: impl Fn(i64) -> Result<Option<T>>) -> Result<Vec<T>> {
+    let mut found = Vec::new();
+    for number in numbers {
+        match read(*number) {
+            Err(StoreError::Unreadable(_)) => {}
+            row => found.extend(row?),
+        }
+    }
+    Ok(found)
 }
 
 /// A backend with transactions.

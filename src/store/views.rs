@@ -1,5 +1,7 @@
 //! Views of stored rows. The command line, the JSON API and the console show the same objects, made only here.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -44,9 +46,9 @@ pub struct InstanceHistory {
     #[serde(flatten)]
     pub instance: InstanceRow,
     /// Callbacks about the instance, the oldest first.
-    pub callbacks: Vec<CallbackRow>,
+    pub callbacks: Vec<ListedCallback>,
     /// Jobs for the instance, the oldest first.
-    pub jobs: Vec<JobRow>,
+    pub jobs: Vec<ListedJob>,
     /// True if there are older rows than these.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub older: bool,
@@ -57,7 +59,7 @@ pub struct InstanceHistory {
 pub struct JobDetail {
     /// The job.
     #[serde(flatten)]
-    pub job: JobRow,
+    pub job: ListedJob,
     /// Attempts that did not succeed.
     pub failed_attempts: Vec<AttemptRow>,
     /// Id of the trace that log lines about the job carry.
@@ -67,39 +69,43 @@ pub struct JobDetail {
 /// A callback with its whole content.
 #[derive(Debug, Clone, Serialize)]
 pub struct CallbackDetail {
-    /// Row of the callback.
+    /// The callback, as in a list.
     #[serde(flatten)]
-    pub row: CallbackRow,
+    pub listed: ListedCallback,
     /// Content of the callback.
     pub callback: Callback,
-    /// Id of its job, if it has one.
-    pub job_id: Option<Id>,
-    /// Id of that job's trace. Log lines about both carry it.
+    /// Id of the job's trace. Log lines about callback and job carry it.
     pub trace_id: Option<TraceId>,
 }
 
-/// A callback in a list, with the names and the buyer that it gives.
+/// A callback in a list, with its customer: instance, order and buyer.
 ///
 /// For a callback refused because of an unknown instance, nothing else shows which customer it was about.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedCallback {
     /// Row of the callback.
     #[serde(flatten)]
     pub row: CallbackRow,
+    /// A name of the instance, or the name that the callback uses.
+    pub instance: Option<String>,
     /// Names of the instance in the callback.
     pub names: Vec<String>,
+    /// Order id of the marketplace.
+    pub order: Option<String>,
     /// The buyer, if the callback names one.
     pub buyer: Option<String>,
+    /// Id of its job, if it has one. Of several jobs, the latest.
+    pub job: Option<Id>,
 }
 
 /// A job in a list, with the names that its callback and its instance give.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedJob {
     /// Row of the job.
     #[serde(flatten)]
     pub row: JobRow,
     /// A name of the instance, or the name that the callback uses.
-    pub instance_name: Option<String>,
+    pub instance: Option<String>,
     /// Order id of the marketplace.
     pub order: Option<String>,
     /// Name of the endpoint that the callback came through.
@@ -120,6 +126,134 @@ impl ListedJob {
     }
 }
 
+/// Instances by their number.
+type Instances = BTreeMap<i64, InstanceRow>;
+
+/// Content of callbacks and the endpoint of each, by the number of the callback.
+type Contents = BTreeMap<i64, (String, Callback)>;
+
+/// Returns a name of the instance, or the name that the callback uses; and the order, that of the callback first.
+fn instance_and_order(
+    instance: Option<&InstanceRow>,
+    callback: &Callback,
+) -> (Option<String>, Option<String>) {
+    let name = instance.and_then(InstanceRow::name).or(callback.subject.names().next());
+    let bought_by = instance.and_then(|row| row.instance.order_id.as_ref());
+    (name.map(str::to_owned), callback.order_id.as_ref().or(bought_by).cloned())
+}
+
+/// Describes callbacks. The rows that they refer to are read in a few queries for many callbacks, and in parts, because
+/// the content of a callback is larger than the rest of a list.
+fn describe_callbacks(rows: &dyn Lists, found: Vec<CallbackRow>) -> Result<Vec<ListedCallback>, StoreError> {
+    let mut listed = Vec::with_capacity(found.len());
+    for part in found.chunks(limits::LIST_PART_COUNT) {
+        let instances = instances(rows, part.iter().filter_map(|row| row.instance))?;
+        let mut contents = contents(rows, part.iter().map(|row| row.number))?;
+        let jobs: Vec<i64> = part.iter().filter_map(|row| row.job).collect();
+        let jobs = rows.jobs_of(&jobs)?.into_iter().map(|job| (job.number, job.id));
+        let jobs: BTreeMap<i64, Id> = jobs.collect();
+        for row in part {
+            // A callback whose content cannot be read is shown by its row alone.
+            let content = contents.remove(&row.number).map(|(_, callback)| callback);
+            let callback = content.unwrap_or_else(|| Callback::new(row.action, row.action.as_str()));
+            let instance = row.instance.and_then(|number| instances.get(&number));
+            let (instance, order) = instance_and_order(instance, &callback);
+            let names = callback.subject.names().map(str::to_owned).collect();
+            let job = row.job.and_then(|number| jobs.get(&number)).copied();
+            listed.push(ListedCallback {
+                row: row.clone(),
+                instance,
+                names,
+                order,
+                buyer: callback.buyer,
+                job,
+            });
+        }
+    }
+    Ok(listed)
+}
+
+/// Describes jobs, like [`describe_callbacks`].
+fn describe_jobs(rows: &dyn Lists, found: Vec<JobRow>) -> Result<Vec<ListedJob>, StoreError> {
+    let instances = instances(rows, found.iter().filter_map(|row| row.instance))?;
+    let contents = contents(rows, found.iter().map(|row| row.callback))?;
+    let mut listed = Vec::with_capacity(found.len());
+    for row in found {
+        // A job whose callback cannot be read is listed all the same. Several jobs may have one callback.
+        let content = contents.get(&row.callback).cloned();
+        let (endpoint, callback) =
+            content.unwrap_or_else(|| (String::new(), Callback::new(row.action, row.action.as_str())));
+        let found = row.instance.and_then(|number| instances.get(&number));
+        let (instance, order) = instance_and_order(found, &callback);
+        let applied = found.map(|found| found.instance.clone());
+        listed.push(ListedJob { row, instance, order, endpoint, callback, applied });
+    }
+    Ok(listed)
+}
+
+/// Describes what waits for a person, like [`describe_callbacks`].
+fn describe_held(rows: &dyn Lists, found: Vec<InNeed>) -> Result<Vec<HeldItem>, StoreError> {
+    let instances = instances(rows, found.iter().filter_map(|found| about(found)?.1))?;
+    let contents = contents(rows, found.iter().filter_map(|found| Some(about(found)?.0)))?;
+    let mut held_items = Vec::with_capacity(found.len());
+    for found in found {
+        let Some((number, instance, action)) = about(&found) else { continue };
+        let InNeed { reason, row, job, since } = found;
+        let content = contents.get(&number).map(|(_, callback)| callback.clone());
+        let callback = content.unwrap_or_else(|| Callback::new(action, action.as_str()));
+        let found = instance.and_then(|number| instances.get(&number));
+        let (instance, order) = instance_and_order(found, &callback);
+        held_items.push(HeldItem {
+            kind: match (&job, reason) {
+                (None, _) => "held-callback",
+                (Some(_), AttentionReason::Dead) => "dead-job",
+                (Some(_), AttentionReason::Pending) => "pending-job",
+                (Some(_), _) => "held-job",
+            },
+            callback: number,
+            instance,
+            has_instance: found.is_some(),
+            order,
+            buyer: callback.buyer,
+            action: action.as_str(),
+            since,
+            tries: row.as_ref().map(CallbackRow::tries).unwrap_or_default(),
+            deliveries: row.as_ref().map_or(0, |row| row.deliveries),
+            delivery_limit: row.as_ref().and_then(|row| row.delivery_limit),
+            account: row.as_ref().map(|row| row.account.clone()).unwrap_or_default(),
+            reason_code: row.as_ref().filter(|_| job.is_none()).and_then(|row| row.reason_code.clone()),
+            reason: match &job {
+                Some(job) => job.note.clone(),
+                None => row.and_then(|row| row.reason),
+            }
+            .unwrap_or_default(),
+            job: job.map(|job| job.id),
+        });
+    }
+    Ok(held_items)
+}
+
+/// Returns the callback, the instance and the action that waiting work is about.
+fn about(found: &InNeed) -> Option<(i64, Option<i64>, Action)> {
+    match (&found.job, &found.row) {
+        (Some(job), _) => Some((job.callback, job.instance, job.action)),
+        (None, Some(row)) => Some((row.number, row.instance, row.action)),
+        (None, None) => None,
+    }
+}
+
+fn instances(rows: &dyn Lists, numbers: impl Iterator<Item = i64>) -> Result<Instances, StoreError> {
+    // Many rows of a list may refer to one instance.
+    let numbers: BTreeSet<i64> = numbers.collect();
+    let found = rows.instances_of(&Vec::from_iter(numbers))?;
+    Ok(found.into_iter().map(|row| (row.number, row)).collect())
+}
+
+fn contents(rows: &dyn Lists, numbers: impl Iterator<Item = i64>) -> Result<Contents, StoreError> {
+    let found = rows.callbacks_of(&Vec::from_iter(numbers))?;
+    Ok(found.into_iter().map(|(row, callback)| (row.number, (row.endpoint, callback))).collect())
+}
+
 /// A held callback, or a stopped job, that waits for a person.
 #[derive(Debug, Clone, Serialize)]
 pub struct HeldItem {
@@ -132,8 +266,15 @@ pub struct HeldItem {
     pub job: Option<Id>,
     /// Account of the callback.
     pub account: String,
-    /// A name of the instance, if it has one.
+    /// A name of the instance, or the name that the callback uses.
     pub instance: Option<String>,
+    /// True if there is an instance, so that its name finds it.
+    #[serde(skip)]
+    pub has_instance: bool,
+    /// Order id of the marketplace.
+    pub order: Option<String>,
+    /// The buyer, if the callback names one.
+    pub buyer: Option<String>,
     /// The requested action.
     pub action: &'static str,
     /// Time since which the item waits.
@@ -292,7 +433,11 @@ impl Reader {
         }
         callbacks.reverse();
         jobs.reverse();
-        Ok(InstanceHistory { instance, callbacks, jobs, older })
+        self.with(|rows| {
+            let (callbacks, jobs) = (describe_callbacks(rows, callbacks)?, describe_jobs(rows, jobs)?);
+            Ok(InstanceHistory { instance, callbacks, jobs, older })
+        })
+        .map_err(ViewError::from)
     }
 
     /// Returns the job with this id, and its attempts.
@@ -300,10 +445,13 @@ impl Reader {
     /// # Errors
     /// Fails if there is none.
     pub fn job_detail(&self, id: Id) -> Result<JobDetail, ViewError> {
-        let job = self.job(id)?.ok_or_else(|| ViewError::NotFound(format!("there is no job {id}")))?;
-        let failed_attempts = self.attempts(job.number)?;
-        let trace_id = TraceId::of(job.id);
-        Ok(JobDetail { job, failed_attempts, trace_id })
+        let found = self.with(|rows| {
+            let Some(job) = rows.job_by_id(id)? else { return Ok(None) };
+            let failed_attempts = rows.attempts(job.number)?;
+            let job = describe_jobs(rows, vec![job])?.pop();
+            Ok(job.map(|job| JobDetail { job, failed_attempts, trace_id: TraceId::of(id) }))
+        })?;
+        found.ok_or_else(|| ViewError::NotFound(format!("there is no job {id}")))
     }
 
     /// Returns the callback with this number and its whole content.
@@ -311,32 +459,23 @@ impl Reader {
     /// # Errors
     /// Fails if there is none.
     pub fn callback_detail(&self, number: i64) -> Result<CallbackDetail, ViewError> {
-        let Some((row, callback)) = self.callback(number)? else {
-            return Err(ViewError::NotFound(format!("there is no callback {number}")));
-        };
-        // A job that cannot be read must not hide its callback.
-        let job = match self.with(|rows| rows.job_of(row.job)) {
-            Err(StoreError::Unreadable(_)) => None,
-            job => job?,
-        };
-        let job_id = job.map(|job| job.id);
-        Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })
+        let found = self.with(|rows| {
+            let Some((row, callback)) = rows.callback(number)? else { return Ok(None) };
+            let listed = describe_callbacks(rows, vec![row])?.pop();
+            Ok(listed.map(|listed| {
+                let trace_id = listed.job.map(TraceId::of);
+                CallbackDetail { listed, callback, trace_id }
+            }))
+        })?;
+        found.ok_or_else(|| ViewError::NotFound(format!("there is no callback {number}")))
     }
 
-    /// Returns callbacks, the newest first, each with the names and the buyer that it gives.
+    /// Returns callbacks, the newest first, each with its customer.
     ///
     /// # Errors
     /// Fails if the database cannot be read.
     pub fn listed_callbacks(&self, filter: &Filter) -> Result<Vec<ListedCallback>, StoreError> {
-        let mut listed = Vec::new();
-        for row in self.callbacks(filter)? {
-            // A callback that was deleted meanwhile is shown by its row alone.
-            let callback = self.content_if_kept(row.number)?;
-            let callback = callback.unwrap_or_else(|| Callback::new(row.action, row.action.as_str()));
-            let names = callback.subject.names().map(str::to_owned).collect();
-            listed.push(ListedCallback { row, names, buyer: callback.buyer });
-        }
-        Ok(listed)
+        self.with(|rows| describe_callbacks(rows, rows.list_callbacks(filter)?))
     }
 
     /// Returns jobs, the newest first, each with the names that its callback and its instance give.
@@ -344,25 +483,7 @@ impl Reader {
     /// # Errors
     /// Fails if the database cannot be read.
     pub fn listed_jobs(&self, filter: &Filter) -> Result<Vec<ListedJob>, StoreError> {
-        let mut listed = Vec::new();
-        for row in self.jobs(filter)? {
-            let (endpoint, callback) = match self.callback(row.callback) {
-                Ok(Some((callback_row, callback))) => (callback_row.endpoint, callback),
-                // A job whose callback cannot be read is listed all the same.
-                Ok(None) | Err(StoreError::Unreadable(_)) => {
-                    (String::new(), Callback::new(row.action, row.action.as_str()))
-                }
-                Err(error) => return Err(error),
-            };
-            let instance = self.readable_instance(row.instance)?;
-            let name = instance.as_ref().and_then(InstanceRow::name).or(callback.subject.names().next());
-            let instance_name = name.map(str::to_owned);
-            let applied = instance.map(|instance| instance.instance);
-            let of_instance = applied.as_ref().and_then(|instance| instance.order_id.clone());
-            let order = callback.order_id.clone().or(of_instance);
-            listed.push(ListedJob { row, instance_name, order, endpoint, callback, applied });
-        }
-        Ok(listed)
+        self.with(|rows| describe_jobs(rows, rows.list_jobs(filter)?))
     }
 
     /// Returns everything that waits for a person, and the number of items left out.
@@ -383,43 +504,8 @@ impl Reader {
         found.sort_by_key(|found| std::cmp::Reverse(found.since));
         let left_out = found.len().saturating_sub(limit);
         found.truncate(limit);
-        let mut held_items = Vec::new();
-        for found in found {
-            held_items.extend(self.held_item(found)?);
-        }
+        let held_items = self.with(|rows| describe_held(rows, found))?;
         Ok((held_items, left_out))
-    }
-
-    fn held_item(&self, found: InNeed) -> Result<Option<HeldItem>, StoreError> {
-        let InNeed { reason, row, job, since } = found;
-        let (number, instance, action) = match (&job, &row) {
-            (Some(job), _) => (job.callback, job.instance, job.action),
-            (None, Some(row)) => (row.number, row.instance, row.action),
-            (None, None) => return Ok(None),
-        };
-        Ok(Some(HeldItem {
-            kind: match (&job, reason) {
-                (None, _) => "held-callback",
-                (Some(_), AttentionReason::Dead) => "dead-job",
-                (Some(_), AttentionReason::Pending) => "pending-job",
-                (Some(_), _) => "held-job",
-            },
-            callback: number,
-            instance: self.instance_name(instance)?,
-            action: action.as_str(),
-            since,
-            tries: row.as_ref().map(CallbackRow::tries).unwrap_or_default(),
-            deliveries: row.as_ref().map_or(0, |row| row.deliveries),
-            delivery_limit: row.as_ref().and_then(|row| row.delivery_limit),
-            account: row.as_ref().map(|row| row.account.clone()).unwrap_or_default(),
-            reason_code: row.as_ref().filter(|_| job.is_none()).and_then(|row| row.reason_code.clone()),
-            reason: match &job {
-                Some(job) => job.note.clone(),
-                None => row.and_then(|row| row.reason),
-            }
-            .unwrap_or_default(),
-            job: job.map(|job| job.id),
-        }))
     }
 
     /// Returns the instance with this number. `None` also if it cannot be read.
@@ -528,6 +614,25 @@ mod tests {
             policy: Policy::default(),
             approved: false,
             delivery_limit: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_of_several_parts_describes_every_row() {
+        let clock = Clock::System;
+        let (store, _closed) = Store::temporary(StoreOptions::default(), clock.clone()).await.unwrap();
+        drop(store.accept(asked(Action::Create, 0, &clock)).await.unwrap());
+        let count = limits::LIST_PART_COUNT * 2 + 1;
+        for number in 1..count {
+            drop(store.accept(asked(Action::Other, u32::try_from(number).unwrap(), &clock)).await.unwrap());
+        }
+        let (reader, all) = (store.reader(), Filter { limit: usize::MAX, ..Filter::default() });
+        let (callbacks, jobs) = (reader.listed_callbacks(&all).unwrap(), reader.listed_jobs(&all).unwrap());
+        assert_eq!((callbacks.len(), jobs.len()), (count, count));
+        for (listed, job) in callbacks.iter().zip(&jobs) {
+            assert_eq!((listed.row.number, listed.job), (job.row.callback, Some(job.row.id)));
+            assert_eq!((listed.instance.as_deref(), job.instance.as_deref()), (Some("biz-1"), Some("biz-1")));
+            assert_eq!((listed.row.action, &job.endpoint[..]), (job.callback.action, "e"));
         }
     }
 

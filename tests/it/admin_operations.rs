@@ -1212,7 +1212,7 @@ fn jobs_are_chosen_by_state_and_hook_and_changed_only_with_yes() {
     dead_orders(&home, &daemon, &["biz-1", "biz-2"]);
     let listed = home.run(&["jobs", "list", "--config", "spid.toml", "--json"]);
     let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
-    assert_eq!((&listed[0]["hook"], &listed[1]["instance_name"]), (&json!("provision"), &json!("biz-1")));
+    assert_eq!((&listed[0]["hook"], &listed[1]["instance"]), (&json!("provision"), &json!("biz-1")));
     let table = home.run(&["jobs", "list", "--config", "spid.toml"]).stdout;
     assert!(table.contains("  INSTANCE  ORDER ") && table.contains("  provision  "), "{table}");
 

@@ -267,6 +267,51 @@ fn the_last_use_of_each_key_is_shown() {
 }
 
 #[test]
+fn check_config_shows_the_application_and_the_markets() {
+    let more = r#"
+[app]
+listen = "127.0.0.1:8082"
+tokens = [{ name = "backend", file = "app-token", accounts = ["a"], roles = ["entitlements", "usage"] }]
+
+[[market]]
+name = "china"
+api = "alibaba-cn"
+credentials = "default"
+credentials_for = { license = { access_key_id = { env = "FAKE_ID" }, access_key_secret = { env = "FAKE_SECRET" } } }
+
+[[market]]
+name = "abroad"
+api = "alibaba-intl"
+base_url = "http://127.0.0.1:9"
+credentials = "default"
+"#;
+    let home = home_with(&[("a", "/a", "alibaba", "account = \"a\"")], more);
+    std::fs::write(home.path("app-token"), "fake-token-of-the-app").unwrap();
+    let check = |json: &[&str]| {
+        let variables = [("FAKE_ID", "fake-access-key-id"), ("FAKE_SECRET", "fake-access-key-secret")];
+        let ran = home.run_in(&[&["check-config", "--config", "spid.toml"], json].concat(), &variables);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        for secret in ["fake-token", "fake-access"] {
+            assert!(!ran.stdout.contains(secret) && !ran.stderr.contains(secret), "{}", ran.stdout);
+        }
+        ran.stdout
+    };
+    let said = check(&[]);
+    let lines = [
+        "  app  127.0.0.1:8082\n    token backend  accounts: a  roles: entitlements, usage\n",
+        "  market china  alibaba-cn  own credentials: license\n",
+        "  market abroad  alibaba-intl  http://127.0.0.1:9/\n",
+    ];
+    lines.iter().for_each(|line| assert!(said.contains(line), "{said}"));
+    let report: serde_json::Value = serde_json::from_str(&check(&["--json"])).unwrap();
+    let token = json!({"name": "backend", "accounts": ["a"], "roles": ["entitlements", "usage"]});
+    assert_eq!(report["app"], json!({"listen": "127.0.0.1:8082", "tokens": [token]}));
+    let china = json!({"name": "china", "api": "alibaba-cn", "credentials_for": ["license"]});
+    assert_eq!(report["markets"][0], china);
+    assert_eq!(report["markets"][1]["base_url"], "http://127.0.0.1:9/");
+}
+
+#[test]
 fn check_config_binds_and_makes_nothing() {
     let home = Home::with_log_hook();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -283,10 +283,10 @@ async fn start_as(
         key,
         None,
     );
-    options.orders = OrderLookupClients::new(name.map(|name| (name.to_owned(), lookup_client)));
+    options.live.orders = OrderLookupClients::new(name.map(|name| (name.to_owned(), lookup_client)));
     options.retired_accounts = vec!["koogallery".to_owned()];
     options.clock = clock.clone();
-    options.intake.reply_within = Duration::from_secs(1);
+    options.live.intake.reply_within = Duration::from_secs(1);
     options.store.schedules = Schedule::from_millis(vec![retry_after_ms; 20]).into();
     options.dispatch.poll = Duration::from_millis(50);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

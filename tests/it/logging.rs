@@ -91,7 +91,7 @@ fn a_trace_leads_from_the_request_through_restarts_to_the_hook_and_back_to_the_o
     );
     let detail = home.json(&["callbacks", "show", "1"]);
     assert_eq!(
-        (&detail["job_id"], &detail["trace_id"]),
+        (&detail["job"], &detail["trace_id"]),
         (&Value::from(job.as_str()), &Value::from(trace.as_str()))
     );
     assert!(home.look(&["callbacks", "show", "1"]).contains(&format!("job {job}, trace {trace}")));

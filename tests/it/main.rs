@@ -38,6 +38,7 @@ mod http_server;
 mod http_tls;
 mod inputs;
 mod instance_queues;
+mod json_reports;
 mod koogallery;
 mod lifecycle_interleavings;
 mod lifecycle_table;

@@ -15,11 +15,11 @@ mod words;
 mod work;
 
 use super::access::{self, Operator};
-use super::operations::{AdminOperation, Given, signed};
+use super::operations::{Given, read_operation, signed};
 use super::target::{Target, decode};
 use super::{Admin, Fault, is_read};
 use crate::net::{Method, Request, Response};
-use crate::store::AuditNote;
+use crate::store::{AdminOperation, AuditNote};
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, html};
 use spid_core::query;
@@ -287,7 +287,7 @@ fn operation(form: &Form) -> Result<AdminOperation, Fault> {
     };
     let given =
         Given { account: form.filled("account"), instead: form.filled("as"), answer: form.filled("answer") };
-    AdminOperation::read(&[collection, &target, word], given)
+    read_operation(&[collection, &target, word], given)
 }
 
 #[cfg(test)]

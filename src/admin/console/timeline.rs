@@ -56,11 +56,11 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target, 
 fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Timeline, Fault> {
     let history = reader.latest(name, account, EVENTS)?;
     let (mut bodies, mut attempts) = (Vec::new(), Vec::new());
-    for row in &history.callbacks {
-        bodies.push(reader.content(row.number)?);
+    for listed in &history.callbacks {
+        bodies.push(reader.content(listed.row.number)?);
     }
     for job in &history.jobs {
-        attempts.extend(reader.attempts(job.number)?);
+        attempts.extend(reader.attempts(job.row.number)?);
     }
     let targets = targets(&history);
     // The audit log cannot be read by target, so all of its entries are searched.
@@ -69,12 +69,18 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Timeline, 
     Ok(Timeline { history, bodies, attempts, acts })
 }
 
+/// Rows of the jobs and of the callbacks.
+fn rows(history: &InstanceHistory) -> (Vec<&JobRow>, Vec<&CallbackRow>) {
+    let callbacks = history.callbacks.iter().map(|listed| &listed.row);
+    (history.jobs.iter().map(|listed| &listed.row).collect(), callbacks.collect())
+}
+
 /// Names of this instance, its jobs and its callbacks in the audit log.
 fn targets(history: &InstanceHistory) -> HashSet<String> {
     let row = &history.instance;
     let itself = format!("instance {} of {}", row.name().unwrap_or_default(), row.instance.account);
-    let jobs = history.jobs.iter().map(|job| format!("job {}", job.id));
-    let callbacks = history.callbacks.iter().map(|row| format!("callback {}", row.number));
+    let jobs = history.jobs.iter().map(|job| format!("job {}", job.row.id));
+    let callbacks = history.callbacks.iter().map(|listed| format!("callback {}", listed.row.number));
     jobs.chain(callbacks).chain([itself]).collect()
 }
 
@@ -108,9 +114,9 @@ fn summary(context: &PageContext, instance: &Instance) -> Markup {
 fn acts(context: &PageContext, shown: &Timeline) -> Markup {
     let row = &shown.history.instance;
     let named = row.name().map(|name| (name, row.instance.account.as_str()));
-    let jobs: Vec<&JobRow> = shown.history.jobs.iter().filter(|job| waits(job.state)).collect();
-    let held: Vec<&CallbackRow> =
-        shown.history.callbacks.iter().filter(|row| row.disposition == Disposition::Held).collect();
+    let (mut jobs, mut held) = rows(&shown.history);
+    jobs.retain(|job| waits(job.state));
+    held.retain(|row| row.disposition == Disposition::Held);
     let none = jobs.is_empty() && held.is_empty();
     html! {
         @for job in jobs {
@@ -165,12 +171,12 @@ fn events(context: &PageContext, shown: &Timeline) -> Markup {
 /// Collects all events, effects before their causes. The list is shown latest first, and the stable sort keeps this
 /// order for events at the same instant.
 fn collect_events(shown: &Timeline) -> Vec<Event<'_>> {
-    let history = &shown.history;
+    let (jobs, callbacks) = rows(&shown.history);
     let mut events = Vec::new();
-    for row in history.callbacks.iter().rev() {
+    for row in callbacks.iter().copied().rev() {
         events.extend(row.reported_at.map(|at| Event { at, kind: EventKind::Reported(row) }));
     }
-    for job in history.jobs.iter().rev() {
+    for job in jobs.into_iter().rev() {
         let at = job.ended_at.or(job.attempted_at).unwrap_or(job.created_at);
         events.push(Event { at, kind: EventKind::JobState(job) });
         let failed = shown.attempts.iter().rev().filter(|attempt| attempt.job == job.number);
@@ -179,7 +185,7 @@ fn collect_events(shown: &Timeline) -> Vec<Event<'_>> {
         );
     }
     events.extend(shown.acts.iter().map(|act| Event { at: act.at, kind: EventKind::Operation(act) }));
-    for (row, body) in history.callbacks.iter().zip(&shown.bodies).rev() {
+    for (row, body) in callbacks.into_iter().zip(&shown.bodies).rev() {
         events.push(Event { at: row.received_at, kind: EventKind::Received(row, body) });
     }
     events

@@ -1,18 +1,23 @@
 //! Explanations of the store's reason codes, and advice: the tables of docs/operating.md, shown in the console.
 
+use crate::store;
+
 /// Sentence about a finished operation, for the page that is shown afterwards.
-pub(super) fn done(act: &str) -> Option<&'static str> {
-    Some(match act {
-        "retry" => "Done: the job is due now, or when the jobs before it have ended.",
-        "drop" => "Done: the job is dropped. Another delivery of the callback creates a new job.",
-        "approve" => "Done: approved. Its jobs are queued.",
-        "reject" => "Done: rejected, and so are its redeliveries.",
-        "settle" => "Done: settled. The next delivery is answered with success, and nothing runs.",
-        "dismiss" => "Done: removed from the attention list.",
-        "complete" => "Done: complete. spid reports it at the next delivery.",
-        "release" => "Done: the release is queued.",
-        _ => return None,
-    })
+pub(super) fn done(act: &str) -> Option<String> {
+    let sentence = match act {
+        "retry" => "the job is due now, or when the jobs before it have ended",
+        "approve" => "approved, and its jobs are queued",
+        "release" => "the release is queued",
+        _ => {
+            let target = match act {
+                "drop" => "the job",
+                "complete" => "the work",
+                _ => "the callback",
+            };
+            return store::result(act).map(|result| format!("Done: {target} {result}."));
+        }
+    };
+    Some(format!("Done: {sentence}."))
 }
 
 /// Badge for a kind of waiting item.

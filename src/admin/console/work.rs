@@ -124,7 +124,8 @@ fn other(context: &PageContext, item: &AttentionItem) -> Markup {
 
 /// Item that waits for a job or a decision.
 fn held(context: &PageContext, item: &HeldItem, callback: &Callback) -> Markup {
-    let name = item.instance.as_deref();
+    // A name that only the callback uses finds no page.
+    let name = item.instance.as_deref().filter(|_| item.has_instance);
     let code = item.reason_code.as_deref();
     html! {
         (heading(words::kind(item.kind), item.action, name, &item.account))

@@ -1,5 +1,6 @@
 //! `check-config`: checks a configuration and shows what a daemon would do with it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -11,6 +12,9 @@ use crate::cli::keys::signatures::{SignatureKey, recorded_uses};
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Inside};
 use crate::config::{self, Checked, ProcessEnvironment};
+use crate::market_api::client::MarketClient;
+use crate::serve::app::AppToken;
+use spid_core::market_api::Group;
 
 #[derive(Args)]
 pub(crate) struct CheckArguments {
@@ -28,6 +32,9 @@ struct Report<'a> {
     file: String,
     warnings: &'a [String],
     endpoints: Vec<EndpointLine<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app: Option<AppLine<'a>>,
+    markets: Vec<MarketLine<'a>>,
     #[serde(flatten)]
     routing: route::Routing<'a>,
 }
@@ -41,6 +48,35 @@ struct EndpointLine<'a> {
     keys: Vec<SignatureKey>,
 }
 
+/// Listener for the seller's application.
+#[derive(Serialize)]
+struct AppLine<'a> {
+    listen: SocketAddr,
+    tokens: &'a [AppToken],
+}
+
+/// API of a marketplace that spid may call.
+#[derive(Serialize)]
+struct MarketLine<'a> {
+    name: &'a str,
+    api: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_url: Option<String>,
+    /// Groups of operations with credentials of their own.
+    credentials_for: Vec<&'static str>,
+}
+
+impl<'a> MarketLine<'a> {
+    fn of(market: &'a MarketClient) -> MarketLine<'a> {
+        MarketLine {
+            name: market.name(),
+            api: market.site().as_str(),
+            base_url: market.base_url().map(ToString::to_string),
+            credentials_for: market.groups_with_credentials().map(Group::as_str).collect(),
+        }
+    }
+}
+
 pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mut Output) -> Done {
     let hook = in_process(hook.as_ref());
     let Checked { config, mut warnings } = config::check(&arguments.config, &ProcessEnvironment, hook)?;
@@ -50,7 +86,7 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
         Vec::new()
     });
     let mut endpoints = Vec::new();
-    for (path, endpoint) in &config.endpoints {
+    for (path, endpoint) in &config.live.endpoints {
         endpoints.push(EndpointLine {
             path,
             name: &endpoint.name,
@@ -59,19 +95,37 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
             keys: SignatureKey::of(endpoint, &uses),
         });
     }
-    let routing = route::Routing::of(&config.runner);
+    let app = config.app_listen.map(|listen| AppLine { listen, tokens: &config.live.app.tokens });
+    let markets: Vec<MarketLine<'_>> = config.markets.iter().map(MarketLine::of).collect();
+    let routing = route::Routing::of(&config.live.runner);
     warnings.extend(routing.unreachable());
     for warning in &warnings {
         output.print_error(&format!("warning: {}", shown(warning)));
     }
     let file = arguments.config.display().to_string();
     if arguments.json {
-        return output.json(&Report { file, warnings: &warnings, endpoints, routing });
+        return output.json(&Report { file, warnings: &warnings, endpoints, app, markets, routing });
     }
     output.line(&format!("{file}: ok"))?;
     for EndpointLine { path, name, dialect, keys, .. } in &endpoints {
         let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
         output.line(&format!("  {path}  {name}  {dialect}  keys: {}", keys.join(", ")))?;
+    }
+    if let Some(AppLine { listen, tokens }) = &app {
+        output.line(&format!("  app  {listen}"))?;
+        for AppToken { name, accounts, roles, .. } in *tokens {
+            let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
+            let (name, accounts) = (shown(name), shown(&accounts.join(", ")));
+            output.line(&format!("    token {name}  accounts: {accounts}  roles: {roles}"))?;
+        }
+    }
+    for MarketLine { name, api, base_url, credentials_for } in &markets {
+        let at = base_url.as_ref().map(|url| format!("  {url}")).unwrap_or_default();
+        let own = match credentials_for.as_slice() {
+            [] => String::new(),
+            groups => format!("  own credentials: {}", groups.join(", ")),
+        };
+        output.line(&format!("  market {}  {api}{at}{own}", shown(name)))?;
     }
     routing.print(output)
 }

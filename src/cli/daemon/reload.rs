@@ -13,7 +13,7 @@ use crate::cli::daemon::logging::Logging;
 use crate::cli::daemon::serve;
 use crate::config::{Config, Flag, InProcess, Mistakes, NEEDS_RESTART, ProcessEnvironment, SETTINGS};
 use crate::observe::metrics::Metric;
-use crate::serve::daemon::{Changes, Daemon};
+use crate::serve::daemon::Daemon;
 use crate::store::StoreError;
 use crate::store::encryption::Encryptor;
 
@@ -109,7 +109,7 @@ impl Reloader {
         let changed = self.current.changes(&config);
         let mut keys: Vec<String> = changed.iter().filter(|key| needs_restart(key)).cloned().collect();
         // A new certificate can be used at once, but a listener cannot switch between HTTP and TLS.
-        if self.current.tls.is_some() != config.tls.is_some() {
+        if self.current.live.tls.is_some() != config.live.tls.is_some() {
             keys.push("server.tls".to_owned());
         }
         // The values, wherever they are stored: a change of the header's source is in `keys` already.
@@ -125,23 +125,12 @@ impl Reloader {
             Err(error) => return Outcome::Kept { why: error.to_string() },
         };
         // Last check before anything changes: live instances must keep an endpoint of their account.
-        if let Err(error) = daemon.check_accounts(&config.endpoints, &config.retired_accounts) {
+        if let Err(error) = daemon.check_accounts(&config.live.endpoints, &config.retired_accounts) {
             return Outcome::Kept { why: error.to_string() };
         }
         serve::warn(&config);
         // Nothing can fail from here on.
-        daemon.change(Changes {
-            endpoints: config.endpoints.clone(),
-            runner: config.runner.clone(),
-            orders: config.orders.clone(),
-            intake: config.intake.clone(),
-            access_policy: config.access_policy.clone(),
-            tls: config.tls.clone(),
-            secrets_window_ms: config.store.secrets_window_ms,
-            encryptor: Some(encryptor),
-            admin: config.admin.clone(),
-            app: config.app.clone(),
-        });
+        daemon.change(config.live.clone(), config.store.secrets_window_ms, encryptor);
         self.logging.configure(config.log_level, config.log_format);
         self.current = config;
         Outcome::Applied { changed }

@@ -20,6 +20,7 @@ use crate::observe::metrics::Metrics;
 use crate::serve::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::serve::dispatch::DispatchOptions;
 use crate::serve::supervisor::{Sockets, Supervisor};
+use spid_hook::time::Clock;
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = true)]
@@ -146,30 +147,28 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
     let share = raise_descriptors();
     let (listener, admin) = listen(&config, sockets, dev).await?;
     let app = match config.app_listen {
-        Some(address) => Some((bind(address).await?, config.app)),
+        Some(address) => Some(bind(address).await?),
         None => None,
     };
     // Signal handlers come before anything is started: an early signal must not be lost.
     let signals = Signals::install()?;
     let paths: Vec<String> = config
+        .live
         .endpoints
         .iter()
         .map(|(path, endpoint)| format!("{path} ({})", endpoint.dialect.name()))
         .collect();
     let store_path = config.store_path.display().to_string();
     let options = DaemonOptions {
+        store_path: config.store_path,
         store: config.store,
-        orders: config.orders,
-        intake: config.intake,
-        admin: config.admin,
-        app,
-        tls: config.tls,
-        access_policy: config.access_policy,
-        telemetry: config.telemetry,
+        live: config.live,
         retired_accounts: config.retired_accounts,
-        server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
         dispatch: DispatchOptions { permits: share.jobs, ..DispatchOptions::default() },
-        ..DaemonOptions::new(config.store_path, config.endpoints, config.runner)
+        server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
+        app,
+        telemetry: config.telemetry,
+        clock: Clock::System,
     };
     // Opens the database and recovers jobs. Callbacks are accepted when this returns.
     let daemon = Daemon::start(listener, admin, options).await?;

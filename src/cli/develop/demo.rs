@@ -38,7 +38,8 @@ pub(crate) fn demo(arguments: DemoArguments, hook: Option<Inside>, output: &mut 
         .map_err(|error| Failure::new(Exit::Io, format!("cannot create a temporary folder: {error}")))?;
     // The demo uses the configuration of `serve --dev`.
     let config = Config::dev(&[], in_process(hook.as_ref()))?;
-    let options = DaemonOptions::new(folder.path().join("spid.db"), config.endpoints, config.runner);
+    let options =
+        DaemonOptions::new(folder.path().join("spid.db"), config.live.endpoints, config.live.runner);
     runtime()?.block_on(async {
         start(hook).await?;
         run(&arguments, &scenario, options, output).await

@@ -178,10 +178,10 @@ impl TestArguments {
         if let Some(path) = &self.which.config {
             let config = Config::load(path, &ProcessEnvironment, &[], in_process(inside.as_ref()))?;
             let name = self.hook.as_deref();
-            let named = config
-                .runner
-                .hook(name)
-                .ok_or_else(|| wrong("--hook", not_reached(&config.runner, name.unwrap_or_default())))?;
+            let named =
+                config.live.runner.hook(name).ok_or_else(|| {
+                    wrong("--hook", not_reached(&config.live.runner, name.unwrap_or_default()))
+                })?;
             return Ok((named.hook.clone().into(), Some(named.timeout), inside));
         }
         // Without an option only a program that embeds spid has a hook.

@@ -61,10 +61,10 @@ pub(crate) fn route(arguments: RouteArguments, hook: Option<Inside>, output: &mu
         sku: arguments.sku.as_deref(),
         buyer: arguments.buyer.as_deref(),
     };
-    let routed = config.runner.route(&subject);
+    let routed = config.live.runner.route(&subject);
     // Routes behind the matching one were not tried.
     let tried = routed.route.map_or(usize::MAX, |(index, _)| index);
-    let passed = config.runner.routes().enumerate().take(tried);
+    let passed = config.live.runner.routes().enumerate().take(tried);
     let passed =
         passed.map(|(route, it)| Passed { route, unmet: it.unmet(&subject).collect() }).collect::<Vec<_>>();
     if arguments.json {
@@ -84,7 +84,7 @@ pub(crate) fn route(arguments: RouteArguments, hook: Option<Inside>, output: &mu
 
 /// Endpoint of the order: the one that was named, or the only one.
 fn endpoint<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a str, Failure> {
-    let names: Vec<&str> = config.endpoints.iter().map(|(_, endpoint)| &*endpoint.name).collect();
+    let names: Vec<&str> = config.live.endpoints.iter().map(|(_, endpoint)| &*endpoint.name).collect();
     let known = format!("use {}", names.join(", "));
     match (named, names.as_slice()) {
         (None, [only]) => Ok(only),

@@ -1,30 +1,18 @@
 //! `sign`: prints a signed request, as a marketplace would send it.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::keys::arguments::KeyArguments;
+use crate::cli::keys::arguments::SignatureArguments;
 use crate::cli::output::Output;
-use crate::cli::{Done, Exit, Failure, words};
-use spid_core::dialect;
-use spid_core::dialect::{Dialect, OutRequest, SendForm, Sending};
+use crate::cli::{Done, Exit, Failure};
+use spid_core::dialect::{OutRequest, SendForm, Sending};
 use spid_hook::time::Clock;
 
 #[derive(Args)]
 pub(crate) struct SignArguments {
     #[command(flatten)]
-    key: KeyArguments,
-    /// Configuration file: its endpoint gives key, dialect and address.
-    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
-    config: Option<PathBuf>,
-    /// Name of the endpoint. Optional if there is only one.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["key_file", "key_env", "dev"])]
-    endpoint: Option<String>,
-    /// Dialect of the marketplace. The default is that of the configured endpoint, or alibaba.
-    #[arg(long, value_parser = words::dialect())]
-    dialect: Option<&'static dyn Dialect>,
+    signature: SignatureArguments,
     /// URL that the request is for. The default is that of the configured endpoint, or http://127.0.0.1:8080/spi.
     #[arg(long, alias = "url", value_name = "URL")]
     to: Option<String>,
@@ -50,18 +38,14 @@ struct Signed<'a> {
 }
 
 pub(crate) fn sign(arguments: SignArguments, output: &mut Output) -> Done {
-    let access = arguments.key.access(arguments.config.as_deref(), arguments.endpoint.as_deref())?;
-    let dialect = match arguments.dialect.or(access.dialect) {
-        Some(dialect) => dialect,
-        None => dialect_named("alibaba")?,
-    };
-    let to = arguments.to.or(access.url).unwrap_or_else(|| "http://127.0.0.1:8080/spi".to_owned());
+    let (keys, url, dialect) = arguments.signature.resolve()?;
+    let to = arguments.to.or(url).unwrap_or_else(|| "http://127.0.0.1:8080/spi".to_owned());
     let parameters = pairs(&arguments.parameters)?;
     let mut sending = Sending::at(Clock::System.now());
     if arguments.post {
         sending.form = SendForm::Form;
     }
-    let request = dialect.request(&arguments.action, &parameters, &access.keys, &sending);
+    let request = dialect.request(&arguments.action, &parameters, &keys, &sending);
     let separator = if to.contains('?') { '&' } else { '?' };
     let url = match request.query.as_str() {
         "" => to,
@@ -82,13 +66,6 @@ fn print_whole(request: &OutRequest, url: &str, body: &str, output: &mut Output)
     }
     output.line("")?;
     output.line(body)
-}
-
-pub(crate) fn dialect_named(name: &str) -> Result<&'static dyn Dialect, Failure> {
-    dialect::by_name(name).ok_or_else(|| {
-        let known: Vec<&str> = dialect::names().collect();
-        Failure::new(Exit::Usage, format!("`{name}` is not a dialect; use {}", known.join(", ")))
-    })
 }
 
 fn pairs(texts: &[String]) -> Result<Vec<(String, String)>, Failure> {

@@ -3,16 +3,13 @@
 //! The command never prints a key or the digest that a key gives, so the output contains nothing to sign with.
 //! [`explain`] finds the likely mistake of the sender.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::develop::sign::dialect_named;
-use crate::cli::keys::arguments::{Access, KeyArguments};
+use crate::cli::keys::arguments::SignatureArguments;
 use crate::cli::output::{Output, shown};
-use crate::cli::{Done, Exit, Failure, words};
-use spid_core::dialect::{Denial, Dialect, Options, RawRequest, explain, shown_base};
+use crate::cli::{Done, Exit, Failure};
+use spid_core::dialect::{Denial, Options, RawRequest, explain, shown_base};
 use spid_core::query::{TOKEN_PLACEHOLDER, names_a_token};
 use spid_hook::callback::Callback;
 use spid_hook::time::Clock;
@@ -20,16 +17,7 @@ use spid_hook::time::Clock;
 #[derive(Args)]
 pub(crate) struct VerifyArguments {
     #[command(flatten)]
-    key: KeyArguments,
-    /// Configuration file: its endpoint gives keys and dialect.
-    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
-    config: Option<PathBuf>,
-    /// Name of the endpoint. Optional if there is only one.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["key_file", "key_env", "dev"])]
-    endpoint: Option<String>,
-    /// Dialect of the marketplace. The default is that of the configured endpoint, or alibaba.
-    #[arg(long, value_parser = words::dialect())]
-    dialect: Option<&'static dyn Dialect>,
+    signature: SignatureArguments,
     /// Body of the request. Makes it a POST request: JSON if the text begins with `{`, else a form.
     #[arg(long, value_name = "TEXT")]
     body: Option<String>,
@@ -70,12 +58,7 @@ pub(crate) fn verify(arguments: VerifyArguments, output: &mut Output) -> Done {
 }
 
 fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
-    let Access { keys, dialect, .. } =
-        arguments.key.access(arguments.config.as_deref(), arguments.endpoint.as_deref())?;
-    let dialect = match arguments.dialect.or(dialect) {
-        Some(dialect) => dialect,
-        None => dialect_named("alibaba")?,
-    };
+    let (keys, _, dialect) = arguments.signature.resolve()?;
     let headers = headers(arguments)?;
     // The argument may be a whole URL or only its query string.
     let query = arguments.url.split_once('?').map_or(arguments.url.as_str(), |(_, query)| query);

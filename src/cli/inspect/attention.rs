@@ -28,7 +28,7 @@ enum AttentionCommand {
 pub(crate) fn attention(arguments: AttentionArguments, output: &mut Output) -> Done {
     let AttentionArguments { command, list } = arguments;
     if let Some(AttentionCommand::Dismiss(arguments)) = command {
-        return repair::held::dismiss(arguments, output);
+        return repair::held::dismiss(&arguments, output);
     }
     let attention = list.store.reader()?.attention(Clock::System.now(), list.limit, usize::MAX)?;
     if attention.left_out > 0 {

@@ -7,7 +7,7 @@ use super::{ListArguments, ShowArguments, or_dash, text};
 use crate::cli::Done;
 use crate::cli::output::{Column, Output, Row, shown};
 use crate::cli::repair;
-use crate::store::{CallbackDetail, CallbackRow, Filter, ListedCallback};
+use crate::store::{CallbackDetail, Filter, ListedCallback};
 
 const RESET_HINT: &str = "hint: the marketplace stops after its delivery limit; reset the count on the seller's production message retry page";
 
@@ -43,7 +43,7 @@ pub(crate) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
             if list.json {
                 return output.json(&rows);
             }
-            listed_table(&rows, output)?;
+            callbacks_table(&rows, output)?;
             // The marketplace does not call again by itself after its last delivery.
             if unreported && !rows.is_empty() {
                 output.print_error(RESET_HINT);
@@ -63,8 +63,8 @@ pub(super) fn show_callback(show: &ShowArguments, number: i64, output: &mut Outp
 
 /// Warns of unreported callbacks for which the marketplace has used at least half of its deliveries. A reported
 /// callback needs no warning, because the marketplace does not call again.
-fn warn_of_delivery_limit<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
-    for row in rows.filter(|row| row.reported_at.is_none()) {
+fn warn_of_delivery_limit(rows: &[ListedCallback], output: &mut Output) {
+    for row in rows.iter().map(|listed| &listed.row).filter(|row| row.reported_at.is_none()) {
         let Some(delivery_limit) = row.delivery_limit.map(u64::from) else { continue };
         // Half is early enough to act before the marketplace gives up.
         if row.deliveries >= delivery_limit.div_ceil(2) {
@@ -76,28 +76,9 @@ fn warn_of_delivery_limit<'r>(rows: impl Iterator<Item = &'r CallbackRow>, outpu
     }
 }
 
-pub(super) fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
+pub(super) fn callbacks_table(rows: &[ListedCallback], output: &mut Output) -> Done {
     output.rows(rows)?;
-    warn_of_delivery_limit(rows.iter(), output);
-    Ok(())
-}
-
-impl Row for CallbackRow {
-    const COLUMNS: &'static [Column<CallbackRow>] = &[
-        ("CALLBACK", |row| row.number.to_string()),
-        ("ACTION", |row| row.action.to_string()),
-        ("ENDPOINT", |row| row.endpoint.clone()),
-        ("RESULT", |row| row.disposition.to_string()),
-        ("DELIVERIES", CallbackRow::tries),
-        ("FIRST", |row| row.received_at.to_string()),
-        ("REPORTED", |row| or_dash(row.reported_at)),
-        ("REASON", |row| text(row.reason.as_deref())),
-    ];
-}
-
-fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
-    output.rows(rows)?;
-    warn_of_delivery_limit(rows.iter().map(|listed| &listed.row), output);
+    warn_of_delivery_limit(rows, output);
     Ok(())
 }
 
@@ -106,7 +87,8 @@ impl Row for ListedCallback {
         ("CALLBACK", |listed| listed.row.number.to_string()),
         ("ACTION", |listed| listed.row.action.to_string()),
         ("ENDPOINT", |listed| listed.row.endpoint.clone()),
-        ("INSTANCE", |listed| if listed.names.is_empty() { "-".to_owned() } else { listed.names.join(", ") }),
+        ("INSTANCE", instance),
+        ("ORDER", |listed| text(listed.order.as_deref())),
         ("BUYER", |listed| text(listed.buyer.as_deref())),
         ("RESULT", |listed| listed.row.disposition.to_string()),
         ("DELIVERIES", |listed| listed.row.tries()),
@@ -116,10 +98,19 @@ impl Row for ListedCallback {
     ];
 }
 
+/// Name of the instance. If only the callback gives the instance a name, all of its names are shown.
+fn instance(listed: &ListedCallback) -> String {
+    match &listed.instance {
+        Some(name) if !listed.names.contains(name) => name.clone(),
+        None => "-".to_owned(),
+        Some(_) => listed.names.join(", "),
+    }
+}
+
 fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {
-    callbacks_table(std::slice::from_ref(&detail.row), output)?;
-    output.line(&format!("signed with key `{}`", shown(&detail.row.key_label)))?;
-    if let (Some(job), Some(trace)) = (detail.job_id, detail.trace_id) {
+    callbacks_table(std::slice::from_ref(&detail.listed), output)?;
+    output.line(&format!("signed with key `{}`", shown(&detail.listed.row.key_label)))?;
+    if let (Some(job), Some(trace)) = (detail.listed.job, detail.trace_id) {
         output.line(&format!("job {job}, trace {trace}"))?;
     }
     if let Some(at) = detail.callback.pruned_at {

@@ -26,18 +26,19 @@ pub(crate) struct RevealArguments {
 
 impl RevealArguments {
     /// Secrets in the answers of these jobs; `None` if `--reveal` was not given.
-    pub(crate) fn secrets(
+    pub(crate) fn secrets<'j>(
         &self,
         store: &StoreArguments,
         target: &str,
-        jobs: &[JobRow],
+        jobs: impl IntoIterator<Item = &'j JobRow>,
     ) -> Result<Option<Vec<Secrets>>, Failure> {
         if !self.reveal {
             return Ok(None);
         }
         let act = repair::audit_note(self.who.as_deref(), self.why.as_deref().unwrap_or_default())?;
-        // `reveal` writes the audit entry before it decrypts.
-        let revealed = repair::operations(store)?.decrypt(target, jobs, &act)?;
+        let jobs: Vec<JobRow> = jobs.into_iter().cloned().collect();
+        // `decrypt` writes the audit entry before it decrypts.
+        let revealed = repair::operations(store)?.decrypt(target, &jobs, &act)?;
         Ok(Some(revealed.into_iter().map(Secrets::from).collect()))
     }
 }

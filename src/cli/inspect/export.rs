@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::develop::sign::dialect_named;
 use crate::cli::inspect::lines::InstanceLine;
+use crate::cli::keys::arguments::dialect_named;
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, StoreArguments};
 use crate::lab::scenario::export::{Export, RecordedCallback, SenderOutcome};
@@ -181,8 +181,8 @@ fn jobs_of(reader: &Reader, instance: i64) -> Result<Jobs, Failure> {
 /// Callbacks of an instance, in the order in which they were carried out. A callback that was held first and ran
 /// later has the position of its run.
 fn recorded_history(reader: &Reader, life: InstanceHistory) -> Result<Vec<RecordedCallback>, Failure> {
-    let jobs: Jobs = life.jobs.into_iter().map(|job| (job.number, job)).collect();
-    let mut rows = life.callbacks;
+    let jobs: Jobs = life.jobs.into_iter().map(|job| (job.row.number, job.row)).collect();
+    let mut rows: Vec<CallbackRow> = life.callbacks.into_iter().map(|listed| listed.row).collect();
     // Sign-ons and queries change no instance, so a replay does not need them.
     rows.retain(|row| !matches!(row.action, Action::SignOn | Action::Query));
     rows.sort_by_key(|row| {

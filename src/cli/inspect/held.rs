@@ -37,9 +37,9 @@ pub(crate) fn held(command: HeldCommand, output: &mut Output) -> Done {
     match command {
         HeldCommand::List { list } => list_held(&list, output),
         HeldCommand::Show { show, number } => show_callback(&show, number, output),
-        HeldCommand::Approve(arguments) => repair::held::approve(arguments, output),
-        HeldCommand::Reject(arguments) => repair::held::reject(arguments, output),
-        HeldCommand::Settle(arguments) => repair::held::settle(arguments, output),
+        HeldCommand::Approve(arguments) => repair::held::approve(&arguments, output),
+        HeldCommand::Reject(arguments) => repair::held::reject(&arguments, output),
+        HeldCommand::Settle(arguments) => repair::held::settle(&arguments, output),
     }
 }
 
@@ -74,6 +74,8 @@ impl Row for HeldItem {
         ("KIND", |row| row.kind.to_owned()),
         ("ACTION", |row| row.action.to_owned()),
         ("INSTANCE", |row| text(row.instance.as_deref())),
+        ("ORDER", |row| text(row.order.as_deref())),
+        ("BUYER", |row| text(row.buyer.as_deref())),
         ("SINCE", |row| row.since.to_string()),
         ("DELIVERIES", |row| row.tries.clone()),
         ("JOB", |row| or_dash(row.job)),

@@ -63,7 +63,7 @@ pub(crate) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             let instance = &life.instance.instance;
             let target = format!("instance {} of {}", text(life.instance.name()), instance.account);
             // The audit entry is written here, before anything is printed.
-            let secrets = reveal.secrets(&show.store, &target, &life.jobs)?;
+            let secrets = reveal.secrets(&show.store, &target, life.jobs.iter().map(|job| &job.row))?;
             if show.json {
                 return output.json(&WithSecrets { shown: &life, secrets });
             }

@@ -9,8 +9,9 @@ use super::{JOB_HINT, ListArguments, ShowArguments, or_dash, text};
 use crate::cli::output::{Column, Output, Row, shown};
 use crate::cli::{Done, Failure, repair, words};
 use crate::config::RouteList;
-use crate::store::{Filter, JobDetail, JobRow, ListedJob, Reader};
+use crate::store::{AttemptRow, Filter, JobDetail, JobRow, ListedJob, Reader};
 use spid_core::lifecycle::schedule::JobState;
+use spid_hook::trace::TraceId;
 
 #[derive(Subcommand)]
 pub(crate) enum JobsCommand {
@@ -58,6 +59,22 @@ pub(crate) struct RoutedJob {
     hook: Option<String>,
 }
 
+impl RoutedJob {
+    fn new(job: ListedJob, routes: Option<&RouteList>) -> RoutedJob {
+        let hook = routes.and_then(|routes| routes.hook(&job.subject())).map(str::to_owned);
+        RoutedJob { job, hook }
+    }
+}
+
+/// A job with the hook of its next call, and its attempts.
+#[derive(Serialize)]
+struct ShownJob {
+    #[serde(flatten)]
+    routed: RoutedJob,
+    failed_attempts: Vec<AttemptRow>,
+    trace_id: TraceId,
+}
+
 /// Jobs in this state whose next call goes to this hook, the newest first.
 pub(crate) fn select(
     reader: &Reader,
@@ -71,9 +88,9 @@ pub(crate) fn select(
     let filter = Filter { jobs: state.into_iter().collect(), limit: read, ..Filter::default() };
     let mut found = Vec::new();
     for job in reader.listed_jobs(&filter)? {
-        let routed = routes.and_then(|routes| routes.hook(&job.subject())).map(str::to_owned);
-        if hook.is_none() || hook == routed.as_deref() {
-            found.push(RoutedJob { job, hook: routed });
+        let routed = RoutedJob::new(job, routes);
+        if hook.is_none() || hook == routed.hook.as_deref() {
+            found.push(routed);
         }
     }
     found.truncate(limit);
@@ -96,18 +113,20 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
         }
         JobsCommand::Show { show, reveal, id } => {
             let id = job_id(&show.store, &id)?;
-            let detail = show.store.reader()?.job_detail(id)?;
-            let secrets =
-                reveal.secrets(&show.store, &format!("job {id}"), std::slice::from_ref(&detail.job))?;
+            let routes = show.store.routes(has_hook_inside, None)?;
+            let JobDetail { job, failed_attempts, trace_id } = show.store.reader()?.job_detail(id)?;
+            let secrets = reveal.secrets(&show.store, &format!("job {id}"), [&job.row])?;
+            let routed = RoutedJob::new(job, routes.as_ref());
+            let shown = ShownJob { routed, failed_attempts, trace_id };
             if show.json {
-                return output.json(&WithSecrets { shown: &detail, secrets });
+                return output.json(&WithSecrets { shown: &shown, secrets });
             }
-            print_job(&detail, output)?;
+            print_job(&shown, output)?;
             decrypt::print(secrets, output)
         }
         JobsCommand::Retry(arguments) => repair::jobs::retry(&arguments, has_hook_inside, output),
         JobsCommand::Drop(arguments) => repair::jobs::drop_jobs(&arguments, has_hook_inside, output),
-        JobsCommand::Complete(arguments) => repair::jobs::complete_job(arguments, output),
+        JobsCommand::Complete(arguments) => repair::jobs::complete_job(&arguments, output),
     }
 }
 
@@ -116,7 +135,7 @@ impl Row for RoutedJob {
         ("JOB", |routed| routed.job.row.id.to_string()),
         ("ACTION", |routed| routed.job.row.action.to_string()),
         ("STATE", |routed| routed.job.row.state.to_string()),
-        ("INSTANCE", |routed| text(routed.job.instance_name.as_deref())),
+        ("INSTANCE", |routed| text(routed.job.instance.as_deref())),
         ("ORDER", |routed| text(routed.job.order.as_deref())),
         ("HOOK", |routed| text(routed.hook.as_deref())),
         ("ATTEMPTS", |routed| routed.job.row.attempts.to_string()),
@@ -131,22 +150,24 @@ fn due_or_ended(row: &JobRow) -> String {
     if row.state == JobState::Queued { row.due_at.to_string() } else { or_dash(row.ended_at) }
 }
 
-impl Row for JobRow {
-    const COLUMNS: &'static [Column<JobRow>] = &[
-        ("JOB", |row| row.id.to_string()),
-        ("ACTION", |row| row.action.to_string()),
-        ("STATE", |row| row.state.to_string()),
-        ("ATTEMPTS", |row| row.attempts.to_string()),
-        ("CREATED", |row| row.created_at.to_string()),
-        ("DUE/ENDED", due_or_ended),
-        ("NOTE", |row| text(row.note.as_deref())),
+/// Jobs of one instance, whose name is shown above them.
+impl Row for ListedJob {
+    const COLUMNS: &'static [Column<ListedJob>] = &[
+        ("JOB", |job| job.row.id.to_string()),
+        ("ACTION", |job| job.row.action.to_string()),
+        ("STATE", |job| job.row.state.to_string()),
+        ("ORDER", |job| text(job.order.as_deref())),
+        ("ATTEMPTS", |job| job.row.attempts.to_string()),
+        ("CREATED", |job| job.row.created_at.to_string()),
+        ("DUE/ENDED", |job| due_or_ended(&job.row)),
+        ("NOTE", |job| text(job.row.note.as_deref())),
     ];
 }
 
-fn print_job(detail: &JobDetail, output: &mut Output) -> Done {
-    output.rows(std::slice::from_ref(&detail.job))?;
-    output.line(&format!("trace {}", detail.trace_id))?;
-    for attempt in &detail.failed_attempts {
+fn print_job(shown_job: &ShownJob, output: &mut Output) -> Done {
+    output.rows(std::slice::from_ref(&shown_job.routed))?;
+    output.line(&format!("trace {}", shown_job.trace_id))?;
+    for attempt in &shown_job.failed_attempts {
         let line = format!(
             "attempt {} ended {} ({}): {}",
             attempt.attempt, attempt.ended_at, attempt.ending, attempt.note

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::cli::{Exit, Failure};
+use crate::cli::{Exit, Failure, words};
 use crate::config::{self, DEV_KEY, EndpointAccess, Environment, ProcessEnvironment};
 use crate::net::Url;
-use spid_core::dialect::Dialect;
+use spid_core::dialect::{self, Dialect};
 use spid_core::signature::{Key, Keys};
 use spid_hook::Secret;
 
@@ -50,6 +50,46 @@ impl EndpointArguments {
         let access = self.key.access(self.config.as_deref(), self.endpoint.as_deref())?;
         Ok((access.url_or(self.to.as_ref())?, access.keys))
     }
+}
+
+/// Arguments that say how to sign or verify: key and dialect, given or from an endpoint of the configuration.
+#[derive(Args)]
+pub(crate) struct SignatureArguments {
+    #[command(flatten)]
+    key: KeyArguments,
+    /// Configuration file: its endpoint gives key, dialect and address.
+    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
+    config: Option<PathBuf>,
+    /// Name of the endpoint. Optional if there is only one.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key_file", "key_env", "dev"])]
+    endpoint: Option<String>,
+    /// Dialect of the marketplace. The default is that of the configured endpoint, or alibaba.
+    #[arg(long, value_parser = words::dialect())]
+    dialect: Option<&'static dyn Dialect>,
+}
+
+impl SignatureArguments {
+    /// Returns the keys, the URL of the configured endpoint, and the dialect.
+    pub(crate) fn resolve(&self) -> Result<(Keys, Option<String>, &'static dyn Dialect), Failure> {
+        let access = self.key.access(self.config.as_deref(), self.endpoint.as_deref())?;
+        let dialect = dialect_or_alibaba(self.dialect.or(access.dialect))?;
+        Ok((access.keys, access.url, dialect))
+    }
+}
+
+/// Returns the dialect with this name.
+pub(crate) fn dialect_named(name: &str) -> Result<&'static dyn Dialect, Failure> {
+    dialect::by_name(name).ok_or_else(|| {
+        let known: Vec<&str> = dialect::names().collect();
+        Failure::new(Exit::Usage, format!("`{name}` is not a dialect; use {}", known.join(", ")))
+    })
+}
+
+/// Returns the given dialect, or else the default one.
+pub(crate) fn dialect_or_alibaba(
+    given: Option<&'static dyn Dialect>,
+) -> Result<&'static dyn Dialect, Failure> {
+    given.map_or_else(|| dialect_named("alibaba"), Ok)
 }
 
 /// Endpoint that a command signs for, or verifies for.

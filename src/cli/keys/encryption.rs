@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use crate::cli::inspect::or_dash;
 use crate::cli::output::{Column, Output, Row};
-use crate::cli::repair;
 use crate::cli::repair::prune::Ticker;
+use crate::cli::repair::{self, print_report};
 use crate::cli::{Done, Exit, Failure, StoreArguments};
+use crate::store::OperationReport;
 use crate::store::encryption::KeyId;
 
 #[derive(Subcommand)]
@@ -37,9 +38,6 @@ pub(crate) struct RotateArguments {
     /// the command again without this option before you destroy the key.
     #[arg(long)]
     keep_traces: bool,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) fn seal(command: SealCommand, output: &mut Output) -> Done {
@@ -110,14 +108,12 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
     let done = operations.reencrypt(!arguments.keep_traces, &act, &mut |count| ticker.tell(count));
     ticker.end();
     let done = done?;
-    if arguments.json {
-        output.json(&done)?;
-    } else {
-        output.line(&format!(
-            "{} answers re-encrypted with key {}; {} still need another key",
-            done.reencrypted, done.key, done.remaining
-        ))?;
-    }
+    let message = format!(
+        "{} answers re-encrypted with key {}; {} still need another key",
+        done.reencrypted, done.key, done.remaining
+    );
+    let report = OperationReport::new("rotate", message);
+    print_report(report, &done, arguments.operation.json, output)?;
     // The old key must not be destroyed while answers depend on it.
     if done.remaining > 0 {
         return Err(Failure::new(

@@ -80,7 +80,7 @@ pub(crate) fn recorded_uses(config: &Config) -> Result<Vec<KeyUse>, StoreError> 
 pub(crate) fn keys(arguments: &KeysArguments, hook: Option<Inside>, output: &mut Output) -> Done {
     let config = Config::load(&arguments.config, &ProcessEnvironment, &[], in_process(hook.as_ref()))?;
     let uses = recorded_uses(&config)?;
-    let endpoints = config.endpoints.iter();
+    let endpoints = config.live.endpoints.iter();
     let keys: Vec<SignatureKey> =
         endpoints.flat_map(|(_, endpoint)| SignatureKey::of(endpoint, &uses)).collect();
     if arguments.json {

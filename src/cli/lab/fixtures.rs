@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure};
@@ -24,6 +25,22 @@ pub(crate) struct CheckArguments {
     /// Print nothing for files without mistakes.
     #[arg(long, short)]
     quiet: bool,
+    /// Print JSON.
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+}
+
+/// A checked file, as JSON.
+#[derive(Serialize)]
+struct CheckedFile {
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<usize>,
+    /// Mistakes, one on each line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 pub(crate) fn fixtures(command: FixturesCommand, output: &mut Output) -> Done {
@@ -39,19 +56,25 @@ fn check(arguments: &CheckArguments, output: &mut Output) -> Done {
         collect(path, &mut files)?;
     }
     let (mut wrong, mut missing) = (0, false);
-    for file in &files {
-        match Scenario::load(file) {
-            Ok(scenario) if !arguments.quiet => {
-                let (steps, title) = (scenario.steps().len(), shown(scenario.title()));
-                output.line(&format!("{}: {steps} steps: {title}", file.display()))?;
+    let mut checked = Vec::new();
+    for path in &files {
+        let file = path.display().to_string();
+        checked.push(match Scenario::load(path) {
+            Ok(scenario) => {
+                let (title, steps) = (Some(scenario.title().to_owned()), Some(scenario.steps().len()));
+                CheckedFile { file, title, steps, error: None }
             }
-            Ok(_) => {}
             Err(error) => {
                 wrong += 1;
                 missing |= matches!(error, ScenarioError::Unreadable { .. });
-                output.line(&error.to_string().lines().map(shown).collect::<Vec<_>>().join("\n"))?;
+                CheckedFile { file, title: None, steps: None, error: Some(error.to_string()) }
             }
-        }
+        });
+    }
+    if arguments.json {
+        output.json(&checked)?;
+    } else {
+        print(&checked, arguments.quiet, output)?;
     }
     match (wrong, missing) {
         (0, _) => Ok(()),
@@ -60,6 +83,21 @@ fn check(arguments: &CheckArguments, output: &mut Output) -> Done {
             Err(Failure::new(Exit::Data, format!("{wrong} of {} files have mistakes", files.len())))
         }
     }
+}
+
+fn print(checked: &[CheckedFile], quiet: bool, output: &mut Output) -> Done {
+    for CheckedFile { file, title, steps, error } in checked {
+        match (error, title, steps) {
+            (Some(error), ..) => {
+                output.line(&error.lines().map(shown).collect::<Vec<_>>().join("\n"))?;
+            }
+            (None, Some(title), Some(steps)) if !quiet => {
+                output.line(&format!("{file}: {steps} steps: {}", shown(title)))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Collects the file, or all scenarios in the folder and its subfolders, ordered by name.

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::json;
 
-use super::OperationArguments;
+use super::{OperationArguments, print_report};
 use crate::cli::output::Output;
 use crate::cli::{Done, StoreArguments, not_there};
-use crate::store::Restored;
+use crate::store::{OperationReport, Restored};
 use spid_hook::time::Clock;
 
 #[derive(Args)]
@@ -16,16 +17,22 @@ pub(crate) struct BackupArguments {
     store: StoreArguments,
     /// File to create. It must not exist yet.
     file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
     let (path, _) = arguments.store.location()?;
     crate::store::backup(&path, &arguments.file).map_err(not_there)?;
-    output.line(&format!(
+    let message = format!(
         "{} is a copy of {}; store a copy of the sealing key in another place",
         arguments.file.display(),
         path.display()
-    ))
+    );
+    let details =
+        json!({"file": arguments.file.display().to_string(), "database": path.display().to_string()});
+    print_report(OperationReport::new("backup", message), &details, arguments.json, output)
 }
 
 #[derive(Args)]
@@ -41,15 +48,17 @@ pub(crate) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done 
     let (path, options) = arguments.operation.store.location()?;
     let Restored { held, missing_key } =
         crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
-    output.line(&format!("{} is restored; {held} unfinished jobs are held", path.display()))?;
+    let message = format!("{} is restored; {held} unfinished jobs are held", path.display());
+    let missing_key = missing_key.map(|key| key.display().to_string());
+    let details = json!({"database": path.display().to_string(), "held": held, "missing_key": missing_key});
+    print_report(OperationReport::new("restore", message), &details, arguments.operation.json, output)?;
     // The backup may be old: the marketplace's or the seller's side may have moved on since.
     if held > 0 {
         output.print_error("hint: look at each with `spid held list`, then `spid jobs retry`, `spid jobs drop` or `spid instances complete`");
     }
     if let Some(key) = missing_key {
         output.print_error(&format!(
-            "warning: no sealing key at {}: put the old key there before the daemon starts and creates a new one; without it the stored passwords and license keys cannot be repeated",
-            key.display()
+            "warning: no sealing key at {key}: put the old key there before the daemon starts and creates a new one; without it the stored passwords and license keys cannot be repeated"
         ));
     }
     Ok(())

@@ -2,10 +2,10 @@
 
 use clap::Args;
 
-use super::{OperationArguments, say_approved};
+use super::OperationArguments;
 use crate::cli::output::Output;
 use crate::cli::{Done, words};
-use crate::store::Instead;
+use crate::store::{AdminOperation, Instead};
 
 #[derive(Args)]
 pub(crate) struct ApproveArguments {
@@ -26,25 +26,17 @@ pub(crate) struct RejectArguments {
     number: i64,
 }
 
-pub(crate) fn approve(arguments: ApproveArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.operation.begin()?;
-    let approved = operations.approve(arguments.number, arguments.instead, &act)?;
-    say_approved(&approved, output)
+pub(crate) fn approve(arguments: &ApproveArguments, output: &mut Output) -> Done {
+    let ApproveArguments { operation, instead, number } = arguments;
+    operation.run(&AdminOperation::Approve { callback: *number, instead: *instead }, output)
 }
 
-pub(crate) fn reject(arguments: RejectArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.operation.begin()?;
-    operations.reject(arguments.number, &act)?;
-    output.line(&format!("callback {} is rejected, and so are its redeliveries", arguments.number))
+pub(crate) fn reject(arguments: &RejectArguments, output: &mut Output) -> Done {
+    arguments.operation.run(&AdminOperation::Reject(arguments.number), output)
 }
 
-pub(crate) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.operation.begin()?;
-    operations.settle(arguments.number, &act)?;
-    output.line(&format!(
-        "callback {} is settled: its next delivery is answered with success, and nothing runs",
-        arguments.number
-    ))
+pub(crate) fn settle(arguments: &RejectArguments, output: &mut Output) -> Done {
+    arguments.operation.run(&AdminOperation::Settle(arguments.number), output)
 }
 
 #[derive(Args)]
@@ -56,11 +48,11 @@ pub(crate) struct DismissArguments {
     numbers: Vec<i64>,
 }
 
-pub(crate) fn dismiss(arguments: DismissArguments, output: &mut Output) -> Done {
-    let (mut operations, act) = arguments.operation.begin()?;
-    for number in arguments.numbers {
-        operations.dismiss(number, &act)?;
-        output.line(&format!("callback {number} is removed from the attention list"))?;
-    }
-    Ok(())
+pub(crate) fn dismiss(arguments: &DismissArguments, output: &mut Output) -> Done {
+    arguments.operation.run_all(output, |reports, operations, act| {
+        for number in &arguments.numbers {
+            reports.add(operations.run(&AdminOperation::Dismiss(*number), None, act)?)?;
+        }
+        Ok(())
+    })
 }

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::json;
 
-use super::{OperationArguments, answer, read_input, say_approved};
+use super::{OperationArguments, answer, print_report, read_input};
 use crate::cli::inspect::lines::InstanceLine;
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure};
 use crate::config;
-use crate::store::{Claim, Claimed, Import, Imported};
-use spid_hook::callback::Answer;
+use crate::store::{AdminOperation, Claim, Import, Imported, NamedInstance, OperationReport};
 
 #[derive(Args)]
 pub(crate) struct CompleteArguments {
@@ -27,18 +27,9 @@ pub(crate) struct CompleteArguments {
 }
 
 pub(crate) fn complete(arguments: CompleteArguments, output: &mut Output) -> Done {
-    // The reader finds the instance; `begin` then opens the database for writing.
-    let row = arguments.operation.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
-    let answer = match &arguments.answer {
-        Some(path) => answer(path)?,
-        None => Answer::default(),
-    };
-    let (mut operations, act) = arguments.operation.begin()?;
-    let action = operations.complete(row.number, &answer, &act)?;
-    output.line(&format!(
-        "the {action} of {} is complete; spid reports it at the next delivery",
-        shown(&arguments.id)
-    ))
+    let CompleteArguments { operation, account, answer: file, id } = arguments;
+    let answer = answer(file.as_deref())?;
+    operation.run(&AdminOperation::Complete { instance: NamedInstance { name: id, account }, answer }, output)
 }
 
 #[derive(Args)]
@@ -59,14 +50,9 @@ pub(crate) struct ClaimArguments {
 }
 
 pub(crate) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
-    let row = arguments.operation.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
-    let (mut operations, act) = arguments.operation.begin()?;
-    let claim = Claim { tenant: arguments.tenant, replace: arguments.replace };
-    let id = shown(&arguments.id);
-    match operations.claim(row.number, &claim, &act)? {
-        Claimed::Now => output.line(&format!("{id} is claimed")),
-        Claimed::Before(at) => output.line(&format!("{id} was claimed at {at}; nothing was changed")),
-    }
+    let ClaimArguments { operation, account, tenant, replace, id } = arguments;
+    let instance = NamedInstance { name: id, account };
+    operation.run(&AdminOperation::Claim { instance, claim: Claim { tenant, replace } }, output)
 }
 
 #[derive(Args)]
@@ -81,10 +67,8 @@ pub(crate) struct ReleaseArguments {
 }
 
 pub(crate) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done {
-    let row = arguments.operation.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
-    let (mut operations, act) = arguments.operation.begin()?;
-    let approved = operations.release(row.number, &act)?;
-    say_approved(&approved, output)
+    let ReleaseArguments { operation, account, id } = arguments;
+    operation.run(&AdminOperation::Release(NamedInstance { name: id, account }), output)
 }
 
 #[derive(Args)]
@@ -113,9 +97,12 @@ pub(crate) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     let (mut operations, act) = arguments.operation.begin()?;
     // A release before the import has left a tombstone, and no hook has run for it.
     let Imported { released_before } = operations.import(&imports, &act)?;
-    output.line(&format!("{} instances imported", imports.len()))?;
-    for name in released_before {
-        let name = shown(&name);
+    let count = imports.len();
+    let report = OperationReport::new("import", format!("{count} instances imported"));
+    let details = json!({"instances": count, "released_before": released_before});
+    print_report(report, &details, arguments.operation.json, output)?;
+    for name in &released_before {
+        let name = shown(name);
         output.print_error(&format!(
             "note: the marketplace released {name} before it was imported, so no hook ran; the instance is live now. Its next release runs, or release it with `spid instances release {name} --why …`"
         ));

@@ -9,10 +9,8 @@ use crate::cli::inspect::ids::job_id;
 use crate::cli::inspect::jobs::select;
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, words};
-use crate::store::{AuditNote, OperationError, Operations};
+use crate::store::{AdminOperation, ChosenJob, OperationError};
 use spid_core::lifecycle::schedule::JobState;
-use spid_hook::callback::Answer;
-use spid_hook::id::Id;
 
 #[derive(Args)]
 pub(crate) struct JobsArguments {
@@ -32,52 +30,33 @@ pub(crate) struct JobsArguments {
     yes: bool,
 }
 
-/// Operation on one job, which must still be in the state it was chosen by. It returns a text for the user.
-type OnJob = fn(&mut Operations, Id, Option<JobState>, &AuditNote) -> Result<String, OperationError>;
-
-fn retry_one(
-    operations: &mut Operations,
-    id: Id,
-    chosen: Option<JobState>,
-    act: &AuditNote,
-) -> Result<String, OperationError> {
-    Ok(match operations.retry_chosen(id, chosen, act)? {
-        None => format!("job {id} is due now"),
-        // The jobs of an instance run in order.
-        Some(ahead) => format!("job {id} is due when job {ahead}, which is before it, has ended"),
-    })
-}
-
-fn drop_one(
-    operations: &mut Operations,
-    id: Id,
-    chosen: Option<JobState>,
-    act: &AuditNote,
-) -> Result<String, OperationError> {
-    operations.drop_chosen(id, chosen, act)?;
-    Ok(format!("job {id} is dropped; another delivery of the callback creates a new job"))
-}
-
 pub(crate) fn retry(arguments: &JobsArguments, has_hook_inside: bool, output: &mut Output) -> Done {
-    arguments.run("retried", retry_one, has_hook_inside, output)
+    arguments.run("retried", AdminOperation::Retry, has_hook_inside, output)
 }
 
 pub(crate) fn drop_jobs(arguments: &JobsArguments, has_hook_inside: bool, output: &mut Output) -> Done {
-    arguments.run("dropped", drop_one, has_hook_inside, output)
+    arguments.run("dropped", AdminOperation::Drop, has_hook_inside, output)
 }
 
 impl JobsArguments {
-    fn run(&self, done: &str, on_job: OnJob, has_hook_inside: bool, output: &mut Output) -> Done {
+    fn run(
+        &self,
+        done: &str,
+        on_job: fn(ChosenJob) -> AdminOperation,
+        has_hook_inside: bool,
+        output: &mut Output,
+    ) -> Done {
         let Some(state) = self.state else {
             let mut ids = Vec::new();
             for id in &self.ids {
                 ids.push(job_id(&self.operation.store, id)?);
             }
-            let (mut operations, act) = self.operation.begin()?;
-            for id in ids {
-                output.line(&on_job(&mut operations, id, None, &act)?)?;
-            }
-            return Ok(());
+            return self.operation.run_all(output, |reports, operations, act| {
+                for id in ids {
+                    reports.add(operations.run(&on_job(ChosenJob { id, state: None }), None, act)?)?;
+                }
+                Ok(())
+            });
         };
         let routes = self.operation.store.routes(has_hook_inside, self.hook.as_deref())?;
         let mut chosen = select(
@@ -91,37 +70,43 @@ impl JobsArguments {
         chosen.reverse();
         let count = chosen.len();
         if !self.yes {
-            output.rows(&chosen)?;
+            if self.operation.json {
+                output.json(&chosen)?;
+            } else {
+                output.rows(&chosen)?;
+            }
             return Err(Failure::new(
                 Exit::Usage,
                 format!("{count} jobs would be {done}; nothing was changed"),
             )
             .hint("add --yes to change them"));
         }
-        output.line(&format!("{count} jobs"))?;
-        let (mut operations, act) = self.operation.begin()?;
-        let (mut failed, mut moved) = (0, 0);
-        for id in chosen.into_iter().map(|chosen| chosen.job.row.id) {
-            match on_job(&mut operations, id, Some(state), &act) {
-                Ok(said) => output.line(&said)?,
-                // A dropped create ends the jobs behind it, and a daemon or another person works at the same time.
-                Err(error @ OperationError::Moved(..)) => {
-                    moved += 1;
-                    output.line(&format!("job {id} is left alone: {error}"))?;
-                }
-                // A database that fails would fail for the next job, too.
-                Err(OperationError::Store(error)) => return Err(error.into()),
-                Err(error) => {
-                    failed += 1;
-                    output.print_error(&format!("job {id}: {error}"));
+        self.operation.run_all(output, |reports, operations, act| {
+            reports.line(&format!("{count} jobs"))?;
+            let (mut failed, mut moved) = (0, 0);
+            for id in chosen.into_iter().map(|chosen| chosen.job.row.id) {
+                let operation = on_job(ChosenJob { id, state: Some(state) });
+                match operations.run(&operation, None, act) {
+                    Ok(report) => reports.add(report)?,
+                    // A dropped create ends the jobs behind it, and a daemon or another person works at the same time.
+                    Err(error @ OperationError::Moved(..)) => {
+                        moved += 1;
+                        reports.add(operation.unchanged(format!("job {id} is left alone: {error}")))?;
+                    }
+                    // A database that fails would fail for the next job, too.
+                    Err(OperationError::Store(error)) => return Err(error.into()),
+                    Err(error) => {
+                        failed += 1;
+                        reports.add_failed(operation.unchanged(format!("job {id}: {error}")));
+                    }
                 }
             }
-        }
-        output.line(&format!("{} of {count} jobs {done}", count - failed - moved))?;
-        match failed {
-            0 => Ok(()),
-            _ => Err(Failure::new(Exit::NotMet, format!("{failed} jobs were not {done}"))),
-        }
+            reports.line(&format!("{} of {count} jobs {done}", count - failed - moved))?;
+            match failed {
+                0 => Ok(()),
+                _ => Err(Failure::new(Exit::NotMet, format!("{failed} jobs were not {done}"))),
+            }
+        })
     }
 }
 
@@ -136,10 +121,8 @@ pub(crate) struct CompleteJobArguments {
     id: String,
 }
 
-pub(crate) fn complete_job(arguments: CompleteJobArguments, output: &mut Output) -> Done {
-    let answer = arguments.answer.as_deref().map_or_else(|| Ok(Answer::default()), answer)?;
-    let id = job_id(&arguments.operation.store, &arguments.id)?;
-    let (mut operations, act) = arguments.operation.begin()?;
-    let action = operations.complete_job(id, &answer, &act)?;
-    output.line(&format!("job {id} ({action}) is complete; spid reports it at the next delivery"))
+pub(crate) fn complete_job(arguments: &CompleteJobArguments, output: &mut Output) -> Done {
+    let CompleteJobArguments { operation, answer: file, id } = arguments;
+    let (answer, job) = (answer(file.as_deref())?, job_id(&operation.store, id)?);
+    operation.run(&AdminOperation::CompleteJob { job, answer }, output)
 }

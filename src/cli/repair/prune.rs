@@ -7,9 +7,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::cli::output::Output;
-use crate::cli::repair;
+use crate::cli::repair::{self, print_report};
 use crate::cli::{Done, Exit, Failure, StoreArguments};
-use crate::store::{AuditNote, PruneOptions, Pruned};
+use crate::store::{AuditNote, OperationReport, PruneOptions, Pruned};
 use spid_core::span::Span;
 
 /// Progress line of a long operation; drawn only on a terminal.
@@ -59,9 +59,9 @@ pub(crate) struct PruneArguments {
     json: bool,
 }
 
-/// Result of a prune, and true for `dry_run` if nothing was deleted.
+/// Values of a prune, as JSON, and true for `dry_run` if nothing was deleted.
 #[derive(Serialize)]
-struct Report<'a> {
+struct PruneDetails<'a> {
     dry_run: bool,
     #[serde(flatten)]
     pruned: &'a Pruned,
@@ -107,10 +107,17 @@ pub(crate) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     // Clear the progress line before the result or an error is printed.
     ticker.end();
     let pruned = pruned?;
-    if arguments.json {
-        output.json(&Report { dry_run: arguments.dry_run, pruned: &pruned })?;
-    } else {
-        tell(arguments, &pruned, output)?;
+    let would = if arguments.dry_run { "would be: " } else { "" };
+    let message = format!("{would}{pruned}");
+    let changed = !arguments.dry_run;
+    let report = OperationReport { changed, ..OperationReport::new("prune", message) };
+    let details = PruneDetails { dry_run: arguments.dry_run, pruned: &pruned };
+    print_report(report, &details, arguments.json, output)?;
+    if !arguments.json {
+        output.line(&format!(
+            "the database has {} bytes (before: {}), {} of them unused",
+            pruned.bytes_after, pruned.bytes_before, pruned.bytes_unused
+        ))?;
     }
     // The prune itself succeeded; only the promise to leave no trace is not kept.
     if arguments.vacuum && !pruned.traceless {
@@ -121,13 +128,4 @@ pub(crate) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
         .hint("run the command again when no long read of the database is active"));
     }
     Ok(())
-}
-
-fn tell(arguments: &PruneArguments, pruned: &Pruned, output: &mut Output) -> Done {
-    let would = if arguments.dry_run { "would be: " } else { "" };
-    output.line(&format!("{would}{pruned}"))?;
-    output.line(&format!(
-        "the database has {} bytes (before: {}), {} of them unused",
-        pruned.bytes_after, pruned.bytes_before, pruned.bytes_unused
-    ))
 }

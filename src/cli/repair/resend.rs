@@ -1,15 +1,16 @@
 //! `callbacks resend`: sends a stored callback again, with a new signature.
 
 use clap::Args;
+use serde_json::json;
 
-use super::OperationArguments;
-use crate::cli::develop::sign::dialect_named;
-use crate::cli::keys::arguments::KeyArguments;
+use super::{OperationArguments, print_report};
+use crate::cli::keys::arguments::{KeyArguments, dialect_named, dialect_or_alibaba};
 use crate::cli::lab::scenario::briefly;
-use crate::cli::output::{Output, shown};
+use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, runtime, words};
 use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
+use crate::store::OperationReport;
 use spid_core::dialect::{Dialect, Sending};
 use spid_hook::time::Clock;
 
@@ -64,10 +65,7 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     }
     // The option overrides the stored dialect.
     let stored = callback.dialect.as_deref().map(dialect_named).transpose()?;
-    let dialect = match dialect.or(stored).or(access.dialect) {
-        Some(dialect) => dialect,
-        None => dialect_named("alibaba")?,
-    };
+    let dialect = dialect_or_alibaba(dialect.or(stored).or(access.dialect))?;
     let sending = Sending::at(Clock::System.now());
     let request = dialect.request(&callback.action_name, &parameters, &access.keys, &sending);
     let sent =
@@ -80,5 +78,7 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         .block_on(Client::new(ClientOptions::default()).send(sent))
         .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
     let body = exchange::body(&answer.body);
-    output.line(&format!("{} {}", answer.status, shown(briefly(body.trim()))))
+    let message = format!("{} {}", answer.status, briefly(body.trim()));
+    let report = OperationReport { callback: Some(number), ..OperationReport::new("resend", message) };
+    print_report(report, &json!({"status": answer.status}), operation.json, output)
 }

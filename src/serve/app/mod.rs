@@ -30,37 +30,27 @@ use spid_hook::Secret;
 use spid_hook::text::plain_json;
 use spid_hook::time::Clock;
 
-/// A thing that a token may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Ask about entitlements and list instances.
-    Entitlements,
-    /// Report usage.
-    Usage,
-    /// Activate licence codes.
-    Activate,
-}
-
-impl Role {
-    /// Every role.
-    pub const ALL: [Role; 3] = [Role::Entitlements, Role::Usage, Role::Activate];
-
-    /// Returns the word for the role in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Role::Entitlements => "entitlements",
-            Role::Usage => "usage",
-            Role::Activate => "activate",
-        }
+spid_hook::words! {
+    /// A thing that a token may do.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Role {
+        /// Ask about entitlements and list instances.
+        Entitlements = "entitlements",
+        /// Report usage.
+        Usage = "usage",
+        /// Activate licence codes.
+        Activate = "activate",
     }
 }
 
 /// A token of the application.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct AppToken {
     /// Name for logs.
     pub name: String,
     /// The token.
+    #[serde(skip)]
     pub secret: Secret,
     /// Accounts that it may see.
     pub accounts: Vec<String>,

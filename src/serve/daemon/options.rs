@@ -1,4 +1,4 @@
-//! Options of a daemon, the changes that a reload makes to them, and the errors of a start.
+//! Options of a daemon, those of them that a reload changes, and the errors of a start.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +12,6 @@ use crate::serve::dispatch::DispatchOptions;
 use crate::serve::intake::{Endpoint, IntakeOptions, Orphans};
 use crate::serve::public::AccessPolicy;
 use crate::serve::spans::TelemetryOptions;
-use crate::store::encryption::Encryptor;
 use crate::store::{StoreError, StoreOptions};
 use spid_hook::time::Clock;
 use tokio::net::TcpListener;
@@ -23,36 +22,25 @@ pub struct DaemonOptions {
     pub store_path: PathBuf,
     /// Options for the store.
     pub store: StoreOptions,
-    /// The endpoints, each with its path.
-    pub endpoints: Vec<(String, Endpoint)>,
+    /// Options that a reload changes.
+    pub live: LiveOptions,
     /// Accounts with live instances that deliberately have no endpoint any more.
     pub retired_accounts: Vec<String>,
-    /// The hooks.
-    pub runner: Runner,
-    /// Order lookup at marketplaces whose callbacks do not contain the order details.
-    pub orders: OrderLookupClients,
-    /// Options for the intake.
-    pub intake: IntakeOptions,
     /// Options for the dispatcher.
     pub dispatch: DispatchOptions,
     /// Limits on peers, for both listeners.
     pub server: ServerOptions,
-    /// Options for the admin listener.
-    pub admin: AdminOptions,
-    /// Listener for the seller's application, with its options. Default: none.
-    pub app: Option<(TcpListener, AppOptions)>,
-    /// Certificate of the public listener; without one, plain HTTP.
-    pub tls: Option<ServerTls>,
-    /// Access policy for callers of the public listener.
-    pub access_policy: AccessPolicy,
+    /// Listener for the seller's application. Default: none.
+    pub app: Option<TcpListener>,
     /// Collector of spans. Default: none.
     pub telemetry: Option<TelemetryOptions>,
     /// The clock.
     pub clock: Clock,
 }
 
-/// Settings that a running daemon can change by a reload. All others need a restart.
-pub struct Changes {
+/// Options that a running daemon can change by a reload. All others need a restart.
+#[derive(Clone)]
+pub struct LiveOptions {
     /// The endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
     /// The hooks.
@@ -63,16 +51,28 @@ pub struct Changes {
     pub intake: IntakeOptions,
     /// Access policy for callers of the public listener.
     pub access_policy: AccessPolicy,
-    /// Certificate used from the next handshake on; ignored if the daemon runs without TLS.
+    /// Certificate of the public listener; without one, plain HTTP. A reload cannot turn TLS on or off.
     pub tls: Option<ServerTls>,
-    /// Time for which passwords and license keys are repeated after their first report, in milliseconds.
-    pub secrets_window_ms: i64,
-    /// Sealing keys from now on; `None` keeps the current ones.
-    pub encryptor: Option<Encryptor>,
     /// Options for the admin listener.
     pub admin: AdminOptions,
     /// Options for the application's listener; ignored if the daemon runs without it.
     pub app: AppOptions,
+}
+
+impl LiveOptions {
+    /// Returns options with these endpoints and hooks, and defaults for everything else.
+    pub fn new(endpoints: Vec<(String, Endpoint)>, runner: Runner) -> LiveOptions {
+        LiveOptions {
+            endpoints,
+            runner,
+            orders: OrderLookupClients::default(),
+            intake: IntakeOptions::default(),
+            access_policy: AccessPolicy::default(),
+            tls: None,
+            admin: AdminOptions::default(),
+            app: AppOptions::default(),
+        }
+    }
 }
 
 impl DaemonOptions {
@@ -81,17 +81,11 @@ impl DaemonOptions {
         DaemonOptions {
             store_path,
             store: StoreOptions::default(),
-            endpoints,
+            live: LiveOptions::new(endpoints, runner),
             retired_accounts: Vec::new(),
-            runner,
-            orders: OrderLookupClients::default(),
-            intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
             server: ServerOptions::default(),
-            admin: AdminOptions::default(),
             app: None,
-            tls: None,
-            access_policy: AccessPolicy::default(),
             telemetry: None,
             clock: Clock::System,
         }

@@ -10,6 +10,7 @@ mod backup;
 mod held;
 mod instances;
 mod jobs;
+mod operation;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use spid_hook::time::Clock;
 pub use backup::{Restored, backup, restore};
 pub use held::{Approved, Instead};
 pub use instances::{Claim, Claimed, Import, Imported};
+pub use operation::{AdminOperation, ChosenJob, NamedInstance, OperationReport, result};
 
 /// Error of an admin operation. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

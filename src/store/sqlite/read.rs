@@ -750,6 +750,26 @@ impl Lists for Sqlite {
         self.readable(&sql, params_from_iter(values), read_callback)
     }
 
+    fn instances_of(&self, numbers: &[i64]) -> Result<Vec<InstanceRow>> {
+        let sql = &format!("SELECT {INSTANCE_COLUMNS} FROM instance WHERE {NUMBERED}");
+        Ok(self.partition(sql, [json_array(numbers)], read_instance)?.0)
+    }
+
+    fn jobs_of(&self, numbers: &[i64]) -> Result<Vec<JobRow>> {
+        let sql = &format!("SELECT {JOB_COLUMNS} FROM job WHERE {NUMBERED}");
+        Ok(self.partition(sql, [json_array(numbers)], read_job)?.0)
+    }
+
+    fn callbacks_of(&self, numbers: &[i64]) -> Result<Vec<(CallbackRow, Callback)>> {
+        let sql = &format!("SELECT {CALLBACK_COLUMNS}, body FROM callback WHERE {NUMBERED}");
+        let (found, _) = self.partition(sql, [json_array(numbers)], |row| {
+            let callback = read_callback(row)?;
+            let body = read_body(row, CALLBACK_COLUMNS_COUNT, callback.number)?;
+            Ok((callback, body))
+        })?;
+        Ok(found)
+    }
+
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         // Three queries, because each has its own index. Sign-ons and queries need no person.
         let find = |condition: &str| {
@@ -863,6 +883,13 @@ impl Lists for Sqlite {
         }
         Ok(unserved)
     }
+}
+
+/// Condition that a row has one of the numbers in a JSON array: one statement for any number of them.
+const NUMBERED: &str = "number IN (SELECT value FROM json_each(?1))";
+
+fn json_array(numbers: &[i64]) -> String {
+    format!("{numbers:?}")
 }
 
 /// Returns the query for the accounts of a table that is sorted by account.

@@ -12,7 +12,7 @@ use spid::internals::hooks::runner::{NamedHook, Route, Runner};
 use spid::internals::net::{Client, ClientOptions, ClientRequest};
 use spid::internals::serve::daemon::{Daemon, DaemonOptions};
 use spid::internals::serve::dispatch::DispatchOptions;
-use spid::internals::serve::intake::{Endpoint, IntakeOptions};
+use spid::internals::serve::intake::Endpoint;
 use spid_core::dialect;
 use spid_core::dialect::Sending;
 use spid_core::lifecycle::schedule::Schedule;
@@ -102,10 +102,10 @@ async fn daemon_with(
     let hooks = vec![other, slow];
     let runner = Runner::new(hooks, vec![route]).unwrap();
     let mut options = DaemonOptions {
-        intake: IntakeOptions { reply_within: Duration::from_millis(200), ..IntakeOptions::default() },
         dispatch,
         ..DaemonOptions::new(folder.join("spid.db"), vec![("/spi".to_owned(), endpoint)], runner)
     };
+    options.live.intake.reply_within = Duration::from_millis(200);
     options.store.schedules = Schedule::from_millis(vec![0; 20]).into();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     Daemon::start(listener, None, options).await.unwrap()

@@ -8,71 +8,39 @@ use std::fmt;
 use spid_hook::json::Json;
 use spid_hook::text::plain_log;
 
-/// Kind of a failure: what must happen next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// Too many requests; a later one may pass. The request was not carried out.
-    Throttled,
-    /// The service failed. The request may have been carried out.
-    Unavailable,
-    /// The same request is being carried out. Wait, then ask again with the same token.
-    InProgress,
-    /// The clock of this machine differs by more than 15 minutes.
-    Clock,
-    /// The nonce was used before. A nonce is random, so a copy of this request arrived earlier and may have been carried
-    /// out: a proxy on the way may have sent it again.
-    Nonce,
-    /// The access key or its signature is wrong.
-    Credentials,
-    /// The operation wants the key of a RAM user, and the key belongs to the main account.
-    NeedsRamUser,
-    /// The operation wants the key of the main account, and the key belongs to a RAM user or a role.
-    NeedsMainAccount,
-    /// The key is right, and may not call this operation.
-    Permission,
-    /// The batch is too large.
-    TooLarge,
-    /// A fact about a licence or an order, and not a fault of the request: see [`ApiError::code`].
-    Fact,
-    /// The request is wrong. A repetition does not help.
-    Invalid,
+spid_hook::words! {
+    /// Kind of a failure: what must happen next.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum ErrorClass {
+        /// Too many requests; a later one may pass. The request was not carried out.
+        Throttled = "throttled",
+        /// The service failed. The request may have been carried out.
+        Unavailable = "unavailable",
+        /// The same request is being carried out. Wait, then ask again with the same token.
+        InProgress = "in-progress",
+        /// The clock of this machine differs by more than 15 minutes.
+        Clock = "clock",
+        /// The nonce was used before. A nonce is random, so a copy of this request arrived earlier and may have been carried
+        /// out: a proxy on the way may have sent it again.
+        Nonce = "nonce",
+        /// The access key or its signature is wrong.
+        Credentials = "credentials",
+        /// The operation wants the key of a RAM user, and the key belongs to the main account.
+        NeedsRamUser = "needs-ram-user",
+        /// The operation wants the key of the main account, and the key belongs to a RAM user or a role.
+        NeedsMainAccount = "needs-main-account",
+        /// The key is right, and may not call this operation.
+        Permission = "permission",
+        /// The batch is too large.
+        TooLarge = "too-large",
+        /// A fact about a licence or an order, and not a fault of the request: see [`ApiError::code`].
+        Fact = "fact",
+        /// The request is wrong. A repetition does not help.
+        Invalid = "invalid",
+    }
 }
 
 impl ErrorClass {
-    /// Every class.
-    pub const ALL: [ErrorClass; 12] = [
-        ErrorClass::Throttled,
-        ErrorClass::Unavailable,
-        ErrorClass::InProgress,
-        ErrorClass::Clock,
-        ErrorClass::Nonce,
-        ErrorClass::Credentials,
-        ErrorClass::NeedsRamUser,
-        ErrorClass::NeedsMainAccount,
-        ErrorClass::Permission,
-        ErrorClass::TooLarge,
-        ErrorClass::Fact,
-        ErrorClass::Invalid,
-    ];
-
-    /// Returns the word for the class in JSON, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            ErrorClass::Throttled => "throttled",
-            ErrorClass::Unavailable => "unavailable",
-            ErrorClass::InProgress => "in-progress",
-            ErrorClass::Clock => "clock",
-            ErrorClass::Nonce => "nonce",
-            ErrorClass::Credentials => "credentials",
-            ErrorClass::NeedsRamUser => "needs-ram-user",
-            ErrorClass::NeedsMainAccount => "needs-main-account",
-            ErrorClass::Permission => "permission",
-            ErrorClass::TooLarge => "too-large",
-            ErrorClass::Fact => "fact",
-            ErrorClass::Invalid => "invalid",
-        }
-    }
-
     /// Returns true if a later request may succeed without a change by a person.
     pub const fn is_temporary(self) -> bool {
         matches!(

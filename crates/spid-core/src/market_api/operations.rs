@@ -32,29 +32,17 @@ pub enum Repeat {
     AfterAsking(&'static str),
 }
 
-/// Group of operations that one credential may call. The vendor contradicts itself about which kind of key may call
-/// which operation, so each group can have a key of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Group {
-    /// Licence codes.
-    License,
-    /// Usage.
-    Metering,
-    /// Everything that only reads, and the confirmation of notifications.
-    Read,
-}
-
-impl Group {
-    /// Every group.
-    pub const ALL: [Group; 3] = [Group::License, Group::Metering, Group::Read];
-
-    /// Returns the word for the group in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Group::License => "license",
-            Group::Metering => "metering",
-            Group::Read => "read",
-        }
+spid_hook::words! {
+    /// Group of operations that one credential may call. The vendor contradicts itself about which kind of key may call
+    /// which operation, so each group can have a key of its own.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Group {
+        /// Licence codes.
+        License = "license",
+        /// Usage.
+        Metering = "metering",
+        /// Everything that only reads, and the confirmation of notifications.
+        Read = "read",
     }
 }
 
