@@ -280,6 +280,13 @@ impl Intake {
         Ok(Received { callback, key_label, signer, id: None })
     }
 
+    /// Returns true if a request to a path without an endpoint has a valid signature of this one.
+    pub(super) fn is_signed_for(&self, endpoint: &Endpoint, request: &Request) -> bool {
+        let header = |name: &str| request.headers.only(name);
+        let signed = endpoint.dialect.parts(&raw(request, &header), self.clock.now());
+        signed.is_ok_and(|signed| signed.verify(&endpoint.keys).is_ok())
+    }
+
     fn refuse_as(
         &self,
         endpoint: &Endpoint,
@@ -294,6 +301,10 @@ impl Intake {
             peer: request.peer,
             client: request.client,
             method: raw.method,
+            // The health check of a load balancer asks for the path and carries nothing.
+            is_probe: matches!(raw.method, "GET" | "HEAD" | "OPTIONS")
+                && raw.query.is_empty()
+                && raw.body.is_empty(),
             refusal,
         };
         // The closure runs only for the few denied requests that are kept.
@@ -452,7 +463,7 @@ impl Intake {
 
     /// Takes a turn to log a line that can be as frequent as requests. `None`: a line for this reason was logged just
     /// now. Otherwise the number of suppressed lines, if there were any.
-    fn turn_to_log(&self, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
+    pub(super) fn turn_to_log(&self, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
         let unlogged = self.refusals.turn_to_log(&endpoint.name, reason)?;
         Some((unlogged > 0).then_some(unlogged))
     }

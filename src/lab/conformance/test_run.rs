@@ -110,6 +110,24 @@ pub(super) struct TestRequest {
     pub(super) plus: bool,
     /// Method of the token, if it is not that of the endpoint.
     pub(super) method: Option<TokenMethod>,
+    /// Text that is signed with instead of the key.
+    pub(super) unset_key: Option<UnsetKey>,
+}
+
+/// Texts that an endpoint signs with if its key is not set, and their names in findings.
+pub(super) const UNSET_KEYS: [UnsetKey; 5] = [
+    UnsetKey { text: "", name: "an empty key" },
+    UnsetKey { text: "null", name: "the text `null` as the key" },
+    UnsetKey { text: "undefined", name: "the text `undefined` as the key" },
+    UnsetKey { text: "None", name: "the text `None` as the key" },
+    UnsetKey { text: "nil", name: "the text `nil` as the key" },
+];
+
+/// Text that an endpoint signs with if its key is not set.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UnsetKey {
+    text: &'static str,
+    pub(super) name: &'static str,
 }
 
 impl TestRequest {
@@ -125,6 +143,7 @@ impl TestRequest {
             behind: "",
             plus: false,
             method: None,
+            unset_key: None,
         }
     }
 
@@ -166,7 +185,11 @@ impl TestRequest {
     fn build(&self, suite: &Suite, method: TokenMethod) -> (OutRequest, String) {
         let mut pairs = vec![("action".to_owned(), self.action.to_owned())];
         pairs.extend(self.params.iter().cloned());
-        let right = self.method.unwrap_or(method).token(&pairs, self.plus, &suite.keys);
+        let parts = self.method.unwrap_or(method);
+        let right = match self.unset_key {
+            Some(key) => parts.token_of_unset_key(&pairs, self.plus, key.text),
+            None => parts.token(&pairs, self.plus, &suite.keys),
+        };
         let sending = Sending {
             form: self.form,
             signature: self
@@ -459,8 +482,9 @@ impl TestRun {
             if answer.status == 503 && repetitions.again().await {
                 continue;
             }
-            // A browser gets a page or a redirect.
+            // A browser gets a page or a redirect. JSON is neither, and may report a failure with status 200.
             return match answer.status {
+                status @ ..400 if !answer.leads_a_browser() => Err(Finding::LinkIsNoPage { status }),
                 ..400 => Ok(answer),
                 status => Err(Finding::NewLinkDenied { status }),
             };
@@ -498,10 +522,27 @@ impl TestRun {
             if let Ok((id, answer)) = self.until_id_within(&request, GUESSES_COUNT).await {
                 found.first = Ok(PurchasedInstance { id, order, answer });
                 (found.method, found.deliveries) = (method, self.sent - before);
-                break;
+                return Ok(());
             }
         }
+        // An endpoint without a key is not judged by its other answers: that anyone can forge orders is the finding.
+        if let Some(key) = self.accepts_unset_key().await {
+            found.first = Err(Finding::UnsetKeyAccepted { key: key.name });
+        }
         Ok(())
+    }
+
+    /// Returns the first text that the endpoint takes for its key, although it is what an unset key looks like.
+    pub(super) async fn accepts_unset_key(&mut self) -> Option<UnsetKey> {
+        for key in UNSET_KEYS {
+            let (_, mut request) = self.purchase();
+            request.what = format!("a purchase signed with {}", key.name);
+            request.unset_key = Some(key);
+            if self.until_id_within(&request, GUESSES_COUNT).await.is_ok() {
+                return Some(key);
+            }
+        }
+        None
     }
 
     /// Releases the purchased instances. Returns the ids of those that could not be released.
