@@ -232,6 +232,9 @@ fn exec(table: &Table<'_>, name: &str) -> NamedHook {
     if let Some(folder) = table.text("working_dir") {
         hook = hook.working_dir(folder);
     }
+    for (name, value) in table.settings("env", fault_of_variable) {
+        hook = hook.setting(name, value);
+    }
     match hook.check() {
         Ok(()) => {}
         Err(wrong @ BadCommand::NoFolder(_)) => table.mistake("working_dir", wrong.to_string()),
@@ -240,6 +243,16 @@ fn exec(table: &Table<'_>, name: &str) -> NamedHook {
         Err(_) => {}
     }
     Bounds::of(table).around(NamedHook::exec(name, hook))
+}
+
+/// Returns the reason why a hook cannot get a setting under this name.
+fn fault_of_variable(name: &str) -> Option<&'static str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !name.chars().all(is_plain) || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Some("the name of a variable has letters, digits and `_`");
+    }
+    (name.starts_with("SPID_") || name == "TRACEPARENT")
+        .then_some("spid sets this variable itself; use another name")
 }
 
 fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {

@@ -196,7 +196,8 @@ pub struct EndpointAccess {
 /// # Errors
 /// Returns an error if the file cannot be read, is not a configuration, or has a mistake about them.
 pub fn endpoints_of(path: &Path, environment: &dyn Environment) -> Result<Vec<EndpointAccess>, Mistakes> {
-    let concerns = |key: &str| key.starts_with("endpoint") || key.starts_with("policy") || key == "server.listen";
+    let concerns =
+        |key: &str| key.starts_with("endpoint") || key.starts_with("policy") || key == "server.listen";
     part(path, environment, concerns, |root| {
         let server = root.table("server");
         let listen = server.value("listen", DEFAULT_LISTEN, address);

@@ -23,6 +23,7 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use super::orphaned_hooks::{GroupMark, OrphanedHooks};
 use crate::observe::{files, limits};
+use spid_hook::Secret;
 use spid_hook::answer::ParsedAnswer;
 use spid_hook::callback::{Action, Answer};
 use spid_hook::text;
@@ -45,6 +46,8 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub struct ExecHook {
     command: Vec<String>,
     environment: Vec<(OsString, OsString)>,
+    /// Settings of the hook, which it gets as environment variables.
+    settings: Vec<(String, Secret)>,
     /// Working folder. It is absolute, so that it names the same folder before and after the child has changed to it.
     folder: Option<PathBuf>,
 }
@@ -65,13 +68,19 @@ pub enum BadCommand {
     #[error("the hook's command `{0}` is an empty file; copy the program again")]
     EmptyFile(String),
     /// The first line of a script ends with CR LF, so the system looks for an interpreter whose name ends with CR.
-    #[error("the hook's command `{0}` has Windows line ends, so its interpreter is not found; convert it (sed -i 's/\r$//')")]
+    #[error(
+        "the hook's command `{0}` has Windows line ends, so its interpreter is not found; convert it (sed -i 's/\r$//')"
+    )]
     WindowsLines(String),
     /// A byte order mark comes before `#!`, so the system does not see the interpreter.
-    #[error("the hook's command `{0}` begins with a byte order mark, which hides its `#!` line; save it without one")]
+    #[error(
+        "the hook's command `{0}` begins with a byte order mark, which hides its `#!` line; save it without one"
+    )]
     ByteOrderMark(String),
     /// The interpreter of a script does not exist, or cannot be executed.
-    #[error("the interpreter `{1}` of the hook's command `{0}` does not exist or is not executable; install it or correct the first line")]
+    #[error(
+        "the interpreter `{1}` of the hook's command `{0}` does not exist or is not executable; install it or correct the first line"
+    )]
     NoInterpreter(String, String),
     /// The working folder does not exist, or is not a folder.
     #[error("the hook's working folder `{}` does not exist or is not a folder; create it or correct `working_dir`", .0.display())]
@@ -88,7 +97,18 @@ impl ExecHook {
                 environment.push((OsString::from(name), value));
             }
         }
-        ExecHook { command: command.into_iter().map(Into::into).collect(), environment, folder: None }
+        ExecHook {
+            command: command.into_iter().map(Into::into).collect(),
+            environment,
+            settings: Vec::new(),
+            folder: None,
+        }
+    }
+
+    /// Adds an environment variable, such as the address of the hook's database.
+    pub fn setting(mut self, name: impl Into<String>, value: Secret) -> ExecHook {
+        self.settings.push((name.into(), value));
+        self
     }
 
     /// Sets the working folder of the command; the default is this process's own. A command that is a relative
@@ -132,7 +152,8 @@ impl ExecHook {
         if start.starts_with("\u{feff}#!".as_bytes()) {
             return Err(BadCommand::ByteOrderMark(named));
         }
-        let Some(line) = start.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next()) else {
+        let Some(line) = start.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next())
+        else {
             return Ok(());
         };
         if line.ends_with(b"\r") {
@@ -158,8 +179,14 @@ impl ExecHook {
             return vec![self.in_folder(program)];
         }
         // Search the PATH that the child gets, not the present one of this process.
-        let path = self.environment.iter().find(|(name, _)| name == "PATH");
-        let path = path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
+        let own = self
+            .settings
+            .iter()
+            .find(|(name, _)| name == "PATH")
+            .map(|(_, value)| OsStr::new(value.expose()));
+        let inherited =
+            self.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_os_str());
+        let path = own.or(inherited).unwrap_or(OsStr::new(DEFAULT_PATH));
         std::env::split_paths(path).map(|folder| folder.join(program)).collect()
     }
 
@@ -184,6 +211,7 @@ impl ExecHook {
             // environment.
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.settings.iter().map(|(name, value)| (name, value.expose())))
             .env("SPID_ACTION", call.action().as_str())
             .env("SPID_IDEMPOTENCY_KEY", &context.idempotency_key)
             .env("SPID_ATTEMPT", context.attempt.to_string())
@@ -477,16 +505,29 @@ fn judge(status: ExitStatus, heard: &HookOutput, action: Action) -> Result<Answe
     match status.code() {
         Some(0) => ParsedAnswer::success(ParsedAnswer::read_any(&heard.stdout)?, action),
         // A refusal is final, so it needs this code. All other codes and signals are retries.
-        Some(EXIT_REFUSE) => Err(HookError::refuse(refusal(heard))),
+        Some(EXIT_REFUSE) => Err(refusal(heard)),
         _ => Err(failure(status, heard)),
     }
 }
 
 /// Returns the reason of a refusal. The marketplace reads it, so only the text that the hook wrote for others
 /// is used, and never a line of its log.
-fn refusal(heard: &HookOutput) -> String {
-    let given = ParsedAnswer::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
-    given.unwrap_or_else(|| format!("the hook refused the call (exit code {EXIT_REFUSE}) without a reason"))
+///
+/// Other output contradicts the code: a crash can end with it, and a success was answered. A retry is safe then.
+fn refusal(heard: &HookOutput) -> HookError {
+    let fault = match ParsedAnswer::read_any(&heard.stdout) {
+        Ok(None) => {
+            return HookError::refuse(format!(
+                "the hook refused the call (exit code {EXIT_REFUSE}) without a reason"
+            ));
+        }
+        Ok(Some(ParsedAnswer { refuse: Some(reason), .. })) => return HookError::refuse(reason),
+        Ok(Some(_)) => "its answer has no `refuse`".to_owned(),
+        Err(unreadable) => unreadable.to_string(),
+    };
+    HookError::retry(format!(
+        "the hook exited with code {EXIT_REFUSE}, which refuses, but {fault}; answer `{{\"refuse\": \"…\"}}` or nothing"
+    ))
 }
 
 fn failure(status: ExitStatus, heard: &HookOutput) -> HookError {
@@ -599,7 +640,8 @@ mod tests {
         assert_eq!(check("#! /etc/passwd\n"), lacks("/etc/passwd"));
         assert_eq!(check("#!/usr/bin/env no-such-python3\n"), lacks("no-such-python3"));
         assert_eq!(check("#!/usr/bin/env -S A=b no-such-python3 -u\n"), lacks("no-such-python3"));
-        let works = ["#!/bin/sh\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S A=b sh -eu\n", "exit 0\n", "\u{7f}ELF"];
+        let works =
+            ["#!/bin/sh\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S A=b sh -eu\n", "exit 0\n", "\u{7f}ELF"];
         for works in works {
             assert_eq!(check(works), Ok(()), "{works}");
         }

@@ -289,7 +289,14 @@ mod tests {
 
         fn note(&self, refusal: &Denial, evidence: impl FnOnce() -> Option<Evidence>) {
             let peer = SocketAddr::from(([127, 0, 0, 1], 9));
-            let facts = Facts { endpoint: &self.endpoint, peer, client: peer.ip(), method: "GET", is_probe: false, refusal };
+            let facts = Facts {
+                endpoint: &self.endpoint,
+                peer,
+                client: peer.ip(),
+                method: "GET",
+                is_probe: false,
+                refusal,
+            };
             self.refusals.note(facts, evidence);
         }
 

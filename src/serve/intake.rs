@@ -1,7 +1,7 @@
 //! The path of a callback: verify, store, wait a short time, and answer with the result so far.
 //!
-//! Every request goes through [`Intake::receive`] or the same steps, [`Intake::verify`] and [`Intake::answer`]. Before
-//! the signature is verified, nothing is stored and the answer says little. After that no callback may be lost: a
+//! Every request takes two steps, [`Intake::verify`] and [`Intake::answer`]. The public listener takes them, in the daemon
+//! as in simulations. Before the signature is verified, nothing is stored and the answer says little. After that no callback may be lost: a
 //! callback that cannot be stored now is answered "call again", never "done".
 //!
 //! Intake and dispatcher never call each other. The dispatcher runs the job that intake creates, and intake hears of
@@ -215,14 +215,6 @@ impl Intake {
     /// Returns this intake with other options.
     pub fn with_options(&self, options: IntakeOptions) -> Intake {
         Intake { options, ..self.clone() }
-    }
-
-    /// Answers one request to `endpoint`.
-    pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
-        match self.verify(endpoint, &request) {
-            Ok(received) => self.answer(endpoint, &request, received).await.response,
-            Err(refused) => refused.response,
-        }
     }
 
     /// Creates an id for a request; `None` if the system's random generator fails, which the store reports later.

@@ -217,7 +217,8 @@ esac
     );
     let count = bench.script("count", "#!/bin/sh\ncat \"$1/$SPID_ORDER_BIZ_ID\" 2>/dev/null | wc -l\n");
     let made = bench.at("made");
-    let tested = bench.test(&["--exec", &hook, &made, "--probe", &count, &made, "--without", "sign-on", "--json"]);
+    let tested =
+        bench.test(&["--exec", &hook, &made, "--probe", &count, &made, "--without", "sign-on", "--json"]);
     assert_eq!(tested.code, Some(1), "{}", tested.told);
     let report: Value = serde_json::from_str(&tested.report).unwrap();
     assert_eq!(report["passed"], false);
@@ -319,7 +320,8 @@ fn a_hook_of_the_configuration_is_tested_by_its_name() {
     // The log hook has no application, and the buyers of this marketplace sign on.
     bench.test(&["--config", "spid.toml"]).finds("`sign-on`: the hook refused the call");
     bench.test(&["--config", "spid.toml", "--without", "sign-on"]).passes();
-    let generic = std::fs::read_to_string(bench.at("spid.toml")).unwrap().replace("\"alibaba\"", "\"generic\"");
+    let generic =
+        std::fs::read_to_string(bench.at("spid.toml")).unwrap().replace("\"alibaba\"", "\"generic\"");
     std::fs::write(bench.at("generic.toml"), generic).unwrap();
     bench.test(&["--config", "generic.toml"]).passes();
     bench.test(&["--config", "spid.toml", "--hook", "real"]).finds("`create`: called again");

@@ -56,3 +56,4 @@ mod store_conformance;
 mod telemetry;
 mod testing;
 mod unreadable;
+mod verify;

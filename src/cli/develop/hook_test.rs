@@ -194,8 +194,7 @@ struct Tested {
 
 impl TestArguments {
     fn hook(&self, inside: Option<Inside>) -> Result<Tested, Failure> {
-        let tested =
-            |hook, is_exec| Tested { hook, timeout: None, inside: None, is_exec, has_sign_on: true };
+        let tested = |hook, is_exec| Tested { hook, timeout: None, inside: None, is_exec, has_sign_on: true };
         let wrong = |from: &str, text: String| Failure::new(Exit::Config, format!("`{from}`: {text}"));
         if !self.which.exec.is_empty() {
             let hook = ExecHook::new(self.which.exec.clone());
@@ -304,7 +303,8 @@ impl Observer for Teller<'_> {
 async fn restarted(command: Vec<String>, hook: AnyHook) -> Result<AnyHook, HookError> {
     let (program, arguments) = command.split_first().ok_or_else(|| HookError::retry("it is empty"))?;
     // The service may inherit the output, so the end of the command is waited for, and not that of its output.
-    let mut child = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let mut child =
+        Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let status = child.wait().await?;
     match status.success() {
         true => Ok(hook),

@@ -49,7 +49,8 @@ impl TokenMethod {
 
     /// Returns the token of an endpoint whose key is not set, so that this text stands in its place.
     pub(super) fn token_of_unset_key(self, pairs: &[Pair], plus: bool, unset: &str) -> String {
-        let token = Parts::Pairs(self.pairs(pairs, plus)).sign_with_unset_key(unset, self != TokenMethod::BareKey);
+        let token =
+            Parts::Pairs(self.pairs(pairs, plus)).sign_with_unset_key(unset, self != TokenMethod::BareKey);
         if self == TokenMethod::Capitals { token.to_ascii_uppercase() } else { token }
     }
 

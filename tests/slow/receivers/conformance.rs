@@ -318,7 +318,8 @@ async fn an_endpoint_without_a_key_is_told_so() {
     let report = test(&suite(&receiver(Fault::HasNoKey).await)).await;
     assert_eq!(report.ids(Verdict::Failed), ["create"]);
     let finding = report.cases[0].finding.to_string();
-    let says = "a purchase that was signed with an empty key was answered with an id: anyone can forge orders";
+    let says =
+        "a purchase that was signed with an empty key was answered with an id: anyone can forge orders";
     assert_eq!(finding, says);
     assert_eq!(report.left_behind.len(), 1, "what it bought without a valid key it cannot give back");
 }
@@ -382,7 +383,9 @@ async fn a_command_that_is_terminated_gives_back_what_it_bought_and_reports() {
         std::fs::write(folder.path().join("key"), KEY).unwrap();
         let mut spid = tokio::process::Command::new(env!("CARGO_BIN_EXE_spid"));
         spid.args(["conformance", "--to", &url, "--key-file", "key", "--report", "r.md"]);
-        spid.current_dir(folder.path()).stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        spid.current_dir(folder.path())
+            .stderr(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
         let spid = spid.spawn().unwrap();
         let id = spid.id().unwrap().to_string();
         asked.bought(4).await;

@@ -271,7 +271,7 @@ impl Receiver {
                 ),
             };
         }
-        if self.is(Fault::TextHtml) && get(&pairs, "action") != "orderPay" {
+        if self.is(Fault::TextHtml) && !matches!(get(&pairs, "action"), "orderPay" | "verify") {
             answer = Response::new(answer.status, "text/html", answer.body);
         }
         answer

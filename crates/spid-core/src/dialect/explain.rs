@@ -249,13 +249,20 @@ mod tests {
             (md5("Count=2&action=x&key=fake-key&orderId=9"), "sorts the key among the parameters"),
             (md5("fake-keyCount=2&action=x&orderId=9fake-key"), "before and behind the parameters"),
             (md5("Count=2&action=x&orderId=9"), "without the key"),
-            (md5("Count2actionxorderId9fake-key"), "appends the key without `&key=` before it; it also joins"),
+            (
+                md5("Count2actionxorderId9fake-key"),
+                "appends the key without `&key=` before it; it also joins",
+            ),
             (sha256(documented), "computes SHA-256; compute MD5"),
-            (sha256("orderId=9&action=x&Count=2&key=fake-key"), "are sent; sort them by name; it also computes SHA-256"),
+            (
+                sha256("orderId=9&action=x&Count=2&key=fake-key"),
+                "are sent; sort them by name; it also computes SHA-256",
+            ),
             (hex::encode(sha1::Sha1::digest(documented)), "computes SHA-1"),
             (md5(documented)[8..24].to_owned(), "sends 16 digits"),
         ] {
-            let mismatch = Signed { parts: received.clone(), presented: Some(presented.clone()), payload: () };
+            let mismatch =
+                Signed { parts: received.clone(), presented: Some(presented.clone()), payload: () };
             let mismatch = mismatch.verify(&keys()).unwrap_err();
             let text = explain(mismatch, &received, Some(&presented), &keys());
             assert!(text.contains(mistake) && !text.contains("fake-key"), "{mistake}: {text}");
@@ -285,7 +292,8 @@ mod tests {
             assert!(text.contains(mistake), "{mistake}: {text}");
         }
         let stamped = Parts::Stamped { timestamp: "17".into(), pairs: pairs(&[("b", "1"), ("a", "2")]) };
-        let hexadecimal = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, stamped.sign(&keys()));
+        let hexadecimal =
+            base64::Engine::decode(&base64::engine::general_purpose::STANDARD, stamped.sign(&keys()));
         let text = explain(Mismatch::Malformed, &stamped, Some(&hex::encode(hexadecimal.unwrap())), &keys());
         assert!(text.contains("in hexadecimal; write it in base64"), "{text}");
     }

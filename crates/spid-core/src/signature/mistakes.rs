@@ -25,7 +25,9 @@ type Difference = &'static str;
 const ORDERS: [(Difference, fn(&mut [Pair])); 4] = [
     ("", |pairs| pairs.sort()),
     ("takes the parameters in the order in which they are sent; sort them by name", |_| {}),
-    ("sorts the parameters by value; sort them by name", |pairs| pairs.sort_by(|one, other| one.1.cmp(&other.1))),
+    ("sorts the parameters by value; sort them by name", |pairs| {
+        pairs.sort_by(|one, other| one.1.cmp(&other.1))
+    }),
     ("sorts names without regard to capitals; sort them by their bytes", |pairs| {
         pairs.sort_by_key(|(name, _)| name.to_lowercase());
     }),
@@ -58,7 +60,10 @@ const KEY_PLACES: [(Difference, KeyPlace); 7] = [
     ("appends the key without `&key=` before it", KeyPlace::BareEnd),
     ("puts the key first; append it at the end, as `&key=` and the key", KeyPlace::First),
     ("puts the key first, without `key=`; append it at the end, as `&key=` and the key", KeyPlace::BareFirst),
-    ("puts the key before and behind the parameters; append it once, as `&key=` and the key", KeyPlace::Around),
+    (
+        "puts the key before and behind the parameters; append it once, as `&key=` and the key",
+        KeyPlace::Around,
+    ),
     ("sorts the key among the parameters; append it at the end, as `&key=` and the key", KeyPlace::Sorted),
     ("signs without the key; append it at the end, as `&key=` and the key", KeyPlace::Absent),
 ];
@@ -104,14 +109,12 @@ impl Hash {
             Hash::Md5 => Md5::digest(text).to_vec(),
             Hash::Sha1 => Sha1::digest(text).to_vec(),
             Hash::Sha256 => Sha256::digest(text).to_vec(),
-            Hash::HmacMd5 => {
-                Hmac::<Md5>::new_from_slice(key).map(|mac| mac.chain_update(text).finalize().into_bytes().to_vec())
-                    .unwrap_or_default()
-            }
-            Hash::HmacSha1 => {
-                Hmac::<Sha1>::new_from_slice(key).map(|mac| mac.chain_update(text).finalize().into_bytes().to_vec())
-                    .unwrap_or_default()
-            }
+            Hash::HmacMd5 => Hmac::<Md5>::new_from_slice(key)
+                .map(|mac| mac.chain_update(text).finalize().into_bytes().to_vec())
+                .unwrap_or_default(),
+            Hash::HmacSha1 => Hmac::<Sha1>::new_from_slice(key)
+                .map(|mac| mac.chain_update(text).finalize().into_bytes().to_vec())
+                .unwrap_or_default(),
             Hash::HmacSha256 => hmac_sha256(key, &[text]),
         }
     }
@@ -125,11 +128,13 @@ impl Presented {
         let wants_base64 = matches!(parts, Parts::Stamped { .. });
         let mut readings = Vec::new();
         if let Ok(bytes) = hex::decode(text) {
-            let difference = if wants_base64 { "writes the digest in hexadecimal; write it in base64" } else { "" };
+            let difference =
+                if wants_base64 { "writes the digest in hexadecimal; write it in base64" } else { "" };
             readings.push((difference, bytes));
         }
         if let Ok(bytes) = BASE64.decode(text) {
-            let difference = if wants_base64 { "" } else { "writes the digest in base64; write it in hexadecimal" };
+            let difference =
+                if wants_base64 { "" } else { "writes the digest in base64; write it in hexadecimal" };
             readings.push((difference, bytes));
         }
         Presented(readings)
@@ -190,12 +195,16 @@ impl Parts {
             }
             Parts::Dated { timestamp, body } => {
                 let time = timestamp.as_bytes();
-                each_text(key, judge, &[
-                    ("", [time, b".", body].concat()),
-                    ("signs the body without the timestamp; sign `timestamp.body`", body.clone()),
-                    ("signs timestamp and body without the `.` between them", [time, body].concat()),
-                    ("signs `body.timestamp`; sign `timestamp.body`", [body, &b"."[..], time].concat()),
-                ]);
+                each_text(
+                    key,
+                    judge,
+                    &[
+                        ("", [time, b".", body].concat()),
+                        ("signs the body without the timestamp; sign `timestamp.body`", body.clone()),
+                        ("signs timestamp and body without the `.` between them", [time, body].concat()),
+                        ("signs `body.timestamp`; sign `timestamp.body`", [body, &b"."[..], time].concat()),
+                    ],
+                );
             }
             Parts::Nonced { nonce, timestamp, body, digested } => {
                 let inner = match digested {
@@ -203,12 +212,19 @@ impl Parts {
                     false => body.clone(),
                 };
                 let (nonce, time) = (nonce.as_bytes(), timestamp.as_bytes());
-                each_text(key, judge, &[
-                    ("", [key.as_bytes(), nonce, time, &inner].concat()),
-                    ("signs without the key at the start of the text", [nonce, time, &inner].concat()),
-                    ("signs the timestamp before the nonce", [key.as_bytes(), time, nonce, &inner].concat()),
-                    ("signs only the body; sign key, nonce, timestamp and body", body.clone()),
-                ]);
+                each_text(
+                    key,
+                    judge,
+                    &[
+                        ("", [key.as_bytes(), nonce, time, &inner].concat()),
+                        ("signs without the key at the start of the text", [nonce, time, &inner].concat()),
+                        (
+                            "signs the timestamp before the nonce",
+                            [key.as_bytes(), time, nonce, &inner].concat(),
+                        ),
+                        ("signs only the body; sign key, nonce, timestamp and body", body.clone()),
+                    ],
+                );
             }
         }
     }

@@ -299,10 +299,8 @@ impl<'a> Bench<'a> {
 
     /// Returns true if a hook may leave the action unsupported.
     fn is_optional(&self, action: Action) -> bool {
-        let optional = matches!(
-            action,
-            Action::Upgrade | Action::RefundRenew | Action::Payment | Action::Other
-        );
+        let optional =
+            matches!(action, Action::Upgrade | Action::RefundRenew | Action::Payment | Action::Other);
         optional && !self.options.required.contains(&action)
     }
 

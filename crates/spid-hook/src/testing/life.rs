@@ -1,9 +1,9 @@
 //! Parts of the test: the calls, their order, and the faults that the test provokes.
 
+use super::Restart;
 use super::attempt::{Cut, End, Interleaving};
 use super::bench::{Bench, Outcome, Seen, part_of};
 use super::order::{Job, Order};
-use super::Restart;
 use super::report::{After, Circumstance, Part, Report, Step};
 use crate::AttemptResult;
 use crate::callback::{Action, Answer};
