@@ -72,8 +72,7 @@ sign-on)
     ticket=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
     mkdir -p "$home/tickets"
     : >"$home/tickets/$ticket"
-    echo "{\"redirect\":\"https://$name.app.example/login?ticket=$ticket\"}"
-    exit 0
+    answer="{\"redirect\":\"https://$name.app.example/login?ticket=$ticket\"}"
     ;;
 upgrade | refund-renew) mkdir -p "$answers" ;; # apply the new limits and dates here
 release)

@@ -26,7 +26,7 @@ use spid_hook::Secret;
 const REMOVED_SINCE: &str = "0.2";
 
 /// Variables with the prefix of overrides that have another meaning.
-const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
+const NOT_OVERRIDES: [&str; 3] = ["SPID_LOG", "SPID_LOG_FORMAT", "SPID_CONFIG"];
 
 /// Keys that were read, with their values, given or default. Secrets are not included, but their sources are.
 pub(super) type Settings = BTreeMap<String, String>;

@@ -239,7 +239,8 @@ fn a_variable_that_overrides_nothing_is_a_mistake() {
         assert_eq!(found, [format!("{wrong}: unknown variable; did you mean `{right}`?")]);
     }
     // Variables of hooks, of Kubernetes and of our own commands stay allowed.
-    let others = [("SPID_HOOK_SECRET", "x"), ("SPID_SERVICE_HOST", "x"), ("SPID_PORT", "x")];
+    let others =
+        ["SPID_HOOK_SECRET", "SPID_SERVICE_HOST", "SPID_PORT", "SPID_LOG_FORMAT"].map(|name| (name, "x"));
     assert!(read(&complete(""), &others, &[]).is_ok());
 }
 
