@@ -84,7 +84,7 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<InProcess>, endpoints:
     }
     let (mut names, mut hooks, mut inside) = (Vec::new(), Vec::new(), in_process);
     // No entry places the in-process hook, so it comes first and is the default one.
-    if !tables.iter().any(|table| table.has("in_process")) {
+    if tables.iter().all(|table| table.lacks("in_process")) {
         if let Some(inside) = inside.take() {
             if let Some(fault) = inside.fault_of_no_settings() {
                 root.mistake("hook", fault);
@@ -136,7 +136,9 @@ fn checked_route(table: &Table<'_>, hooks: &[&str], endpoints: &[&str]) -> Optio
 }
 
 fn hook(table: &Table<'_>, name: &str, inside: &mut Option<InProcess>) -> Option<NamedHook> {
-    match (table.has("exec"), table.has("http"), table.has("log"), table.has("in_process")) {
+    // Only a program with a hook inside suggests this key for an unknown one.
+    let is_inside = if inside.is_some() { table.has("in_process") } else { !table.lacks("in_process") };
+    match (table.has("exec"), table.has("http"), table.has("log"), is_inside) {
         (true, false, false, false) => Some(exec(&table.table("exec"), name)),
         (false, true, false, false) => http(&table.table("http"), name),
         (false, false, true, false) => {

@@ -318,7 +318,8 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.leader {
-            // An error means that the group is already empty.
+            // An error means that the group is already empty. The death is not waited for: a killed process runs no more
+            // code of the hook, and one that hangs in the system could not be waited for either.
             let _ = kill_process_group(leader, Signal::KILL);
         }
         // Remove the mark last: while it exists, the next start can still find and kill the group.

@@ -3,8 +3,8 @@
 use std::net::TcpListener;
 
 use crate::support::daemon::{
-    Answer, Home, Line, Params, QUICK, about, connect, create, exchange, get, get_text, post_text, renew,
-    until, upgrade,
+    Home, Line, Params, QUICK, about, connect, create, exchange, get, get_text, post_text, renew, until,
+    upgrade,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -511,10 +511,6 @@ fn help_lists_the_commands_by_purpose() {
     assert!(home.run(&["acts", "--help"]).stdout.contains("spid audit"));
 }
 
-fn get_target(address: std::net::SocketAddr, target: &str) -> Answer {
-    exchange(address, &format!("GET {target} HTTP/1.1\r\nhost: spi.example\r\n\r\n")).unwrap()
-}
-
 /// A mistake in the marketplace's settings: the calls come to a path that no endpoint has.
 #[test]
 fn signed_calls_to_another_path_leave_a_line() {
@@ -524,7 +520,7 @@ fn signed_calls_to_another_path_leave_a_line() {
         let order = create("ob-1").signed();
         for _ in 0..3 {
             let target = format!("{path}?{order}");
-            assert_eq!(get_target(daemon.address, &target).status, 404, "{path}");
+            assert_eq!(daemon.get_target(&target).status, 404, "{path}");
         }
         let line = daemon.wait_for_log("a callback came to a path without an endpoint");
         assert!(line.contains("WARN") && line.trim_end().ends_with(&format!(" path={path}")), "{line}");
@@ -540,7 +536,7 @@ fn health_checks_and_scanners_do_not_fill_the_log() {
     let home = Home::with_log_hook();
     let daemon = home.start();
     for target in ["/livez", "/spi", "/spi/", "/wp-login.php?user=admin", "/"] {
-        get_target(daemon.address, target);
+        daemon.get_target(target);
     }
     // A callback whose signature is missing is still logged.
     assert_eq!(daemon.get(&create("ob-1").encoded()).status, 403);

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::cli::app::{self, in_process};
+use crate::cli::lab::scenario::interrupted;
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, Inside, runtime, words};
 use crate::config::{self, Config, Environment, ProcessEnvironment};
@@ -163,7 +164,14 @@ pub(crate) fn test(arguments: TestArguments, inside: Option<Inside>, output: &mu
     let report = runtime.block_on(async {
         app::start(inside).await?;
         let mut teller = Teller { output: &mut *output, verbose: arguments.verbose };
-        Ok::<_, Failure>(check.run_watched(&mut teller).await)
+        // Dropping the test kills the processes of the hook, which would otherwise outlive this one.
+        tokio::select! {
+            report = check.run_watched(&mut teller) => Ok(report),
+            () = interrupted() => Err(Failure::new(
+                Exit::NotMet,
+                "interrupted: nothing was judged, and orders of the test may not be released",
+            )),
+        }
     })?;
     // Do not wait for a hook that blocks its thread.
     runtime.shutdown_background();

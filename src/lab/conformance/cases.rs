@@ -447,10 +447,10 @@ async fn success_is_boolean(run: &mut TestRun) -> Tested {
         other => return Err(Finding::SuccessIsNoBoolean { value: other.cloned().unwrap_or_default() }),
     }
     // Failures may be written by other code. They need no `success`, but one that is there is a boolean.
-    let (unknown, _) = run.purchase();
+    let (order, _) = run.purchase();
     let forged = run.renewal(&instance.id, 3).token(wrong_token).what("a renewal with a wrong token");
-    let nobody = run.renewal(&unknown.biz, 2).what("a renewal of an unknown instance");
-    for request in [forged, nobody] {
+    let unknown = run.renewal(&order.biz, 2).what("a renewal of an unknown instance");
+    for request in [forged, unknown] {
         match run.send(&request).await?.member("success") {
             None | Some(Json::Bool(_)) => {}
             Some(value) => {

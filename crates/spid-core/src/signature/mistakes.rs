@@ -17,12 +17,16 @@ use super::{Key, Keys, Parts, hmac_sha256};
 
 type Pairs = [(String, String)];
 type Pair = (String, String);
+/// Sorts the parameters.
+type Sort = fn(&mut [Pair]);
+/// Writes the text of the parameters.
+type Write = fn(&Pairs) -> String;
 
 /// Difference from the documented way, as the end of a sentence that begins with "the sender"; empty for none.
 type Difference = &'static str;
 
 /// Orders of the parameters.
-const ORDERS: [(Difference, fn(&mut [Pair])); 4] = [
+const ORDERS: [(Difference, Sort); 4] = [
     ("", |pairs| pairs.sort()),
     ("takes the parameters in the order in which they are sent; sort them by name", |_| {}),
     ("sorts the parameters by value; sort them by name", |pairs| {
@@ -34,7 +38,7 @@ const ORDERS: [(Difference, fn(&mut [Pair])); 4] = [
 ];
 
 /// Forms of the text of the parameters.
-const FORMS: [(Difference, fn(&Pairs) -> String); 3] = [
+const FORMS: [(Difference, Write); 3] = [
     ("", |pairs| joined(pairs, "=", "&")),
     ("joins names and values without `=` and `&`; write `name=value&…`", |pairs| joined(pairs, "", "")),
     ("joins the values without the names; write `name=value&…`", |pairs| {

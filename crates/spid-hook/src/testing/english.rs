@@ -128,6 +128,25 @@ fn remedy(finding: &Finding) -> &'static str {
     }
 }
 
+/// Returns the sentence of a finding about a call that the hook does not carry out.
+const fn refusal(finding: &Finding) -> &'static str {
+    match (finding.fault, finding.action, finding.kind) {
+        (true, Action::SignOn, _) => {
+            "the hook refused the call, but the buyers of a listing sign on; answer a `redirect`, or leave the action out of the test if your listing has no sign-on (`Check::without`, `--without sign-on`)"
+        }
+        (true, _, FindingKind::Unsupported) => "the hook does not support a required action; implement it",
+        (true, ..) => {
+            "the hook refused a required call ({reason}), so a paid order is lost; if the hook needs another product, SKU or parameter, set it in the test"
+        }
+        (false, _, FindingKind::Unsupported) => {
+            "the hook does not support the action; this is no fault if the marketplace never sends it"
+        }
+        (false, ..) => {
+            "the hook refused the call ({reason}); this is no fault if the marketplace never sends it"
+        }
+    }
+}
+
 /// Returns the sentence of a finding, with names in braces for its values.
 const fn template(finding: &Finding) -> &'static str {
     match finding.kind {
@@ -144,24 +163,8 @@ const fn template(finding: &Finding) -> &'static str {
         FindingKind::Fails => "all {attempts} attempts failed: {error}; {remedy}",
         FindingKind::FailsAgain => "{hook} failed: {error}; {remedy}",
         FindingKind::NotResumed => "{hook} fails at every further attempt: {error}; {remedy}",
-        FindingKind::Refuses | FindingKind::Unsupported
-            if finding.fault && matches!(finding.action, Action::SignOn) =>
-        {
-            "the hook refused the call, but the buyers of a listing sign on; answer a `redirect`, or leave the action out of the test if your listing has no sign-on (`Check::without`, `--without sign-on`)"
-        }
-        FindingKind::Refuses if finding.fault => {
-            "the hook refused a required call ({reason}), so a paid order is lost; if the hook needs another product, SKU or parameter, set it in the test"
-        }
-        FindingKind::Refuses => {
-            "the hook refused the call ({reason}); this is no fault if the marketplace never sends it"
-        }
+        FindingKind::Refuses | FindingKind::Unsupported => refusal(finding),
         FindingKind::RefusesAgain => "{hook} refused ({reason}); {remedy}",
-        FindingKind::Unsupported if finding.fault => {
-            "the hook does not support a required action; implement it"
-        }
-        FindingKind::Unsupported => {
-            "the hook does not support the action; this is no fault if the marketplace never sends it"
-        }
         FindingKind::Pending => {
             "the call is pending ({note}), so neither it nor the calls after it were tested; let the hook finish at once in the test, or say that a person completes the call (`Check::pending`, `--pending`): the test then goes on as if it were completed"
         }
