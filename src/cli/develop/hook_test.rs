@@ -73,7 +73,7 @@ pub(crate) struct TestArguments {
     pending: Vec<Action>,
     /// Command that restarts the service and ends when the service listens again. The test then repeats calls, which
     /// finds answers that were only kept in memory.
-    #[arg(long, value_name = "CMD", num_args = 1.., conflicts_with = "exec")]
+    #[arg(long, value_name = "CMD", num_args = 1.., requires = "http")]
     restart: Vec<String>,
     /// Command that prints how many resources exist for an instance. It gets the instance as JSON on its standard
     /// input, and SPID_ORDER_BIZ_ID and SPID_INSTANCE_ID.

@@ -253,13 +253,16 @@ pub(super) struct TestRun {
     pub(super) left_out: u32,
     /// Ids of created instances that are not released yet.
     pub(super) created: BTreeSet<String>,
+    /// Purchases whose answer has not come. A stop ends them halfway, and the endpoint may have created the instance.
+    pub(super) unanswered: Vec<TestRequest>,
     /// Number of requests sent, with or without an answer.
     sent: u32,
 }
 
 impl TestRun {
     pub(super) fn new(run: Arc<SuiteRun>, discovery: Arc<Discovery>) -> TestRun {
-        TestRun { run, discovery, exchanges: Vec::new(), left_out: 0, created: BTreeSet::new(), sent: 0 }
+        let (exchanges, created, unanswered) = (Vec::new(), BTreeSet::new(), Vec::new());
+        TestRun { run, discovery, exchanges, left_out: 0, created, unanswered, sent: 0 }
     }
 
     /// Returns the time a number of hours from now, as the marketplace writes it.
@@ -329,8 +332,10 @@ impl TestRun {
 
     pub(super) async fn send_to(&mut self, url: &Url, request: &TestRequest) -> Result<Answer, Finding> {
         let prepared = self.prepare(url, request)?;
+        self.note_purchase(request);
         // In a box, because the futures of the cases contain it.
         let sent = Box::pin(prepared.send(self.run.client.clone())).await;
+        self.unanswered.clear();
         self.record(sent)
     }
 
@@ -345,12 +350,21 @@ impl TestRun {
         for _ in 0..count {
             tasks.spawn(self.prepare(&url, request)?.send(self.run.client.clone()));
         }
+        self.note_purchase(request);
+        let sent = tasks.join_all().await;
+        self.unanswered.clear();
         let mut answers = Vec::new();
         // Record all exchanges before one of them ends the case.
-        for sent in tasks.join_all().await {
+        for sent in sent {
             answers.push(self.record(sent));
         }
         answers.into_iter().collect()
+    }
+
+    fn note_purchase(&mut self, request: &TestRequest) {
+        if request.action == "createInstance" {
+            self.unanswered.push(request.clone());
+        }
     }
 
     fn prepare(&self, url: &Url, request: &TestRequest) -> Result<Prepared, Finding> {
@@ -546,8 +560,29 @@ impl TestRun {
     }
 
     /// Releases the purchased instances. Returns the ids of those that could not be released.
-    pub(super) async fn release_all(&mut self, mut created: BTreeSet<String>) -> Vec<String> {
+    ///
+    /// An unanswered purchase is sent again, because its answer has the id. One without an answer creates no instance, or
+    /// is in the list by its order.
+    pub(super) async fn release_all(
+        &mut self,
+        mut created: BTreeSet<String>,
+        unanswered: Vec<TestRequest>,
+    ) -> Vec<String> {
         let mut left = Vec::new();
+        for request in unanswered {
+            let again = request.clone().what("a purchase whose answer did not come, again");
+            match self.until_id_within(&again, GUESSES_COUNT).await {
+                Ok((id, _)) => _ = created.insert(id),
+                // A denial: nothing was created.
+                Err(Finding::RequestAnswered { .. }) => {}
+                Err(_) => {
+                    let order = request.params.iter().find(|(name, _)| name == "orderBizId");
+                    left.extend(
+                        order.map(|(_, order)| format!("the instance of the order {order}, if there is one")),
+                    );
+                }
+            }
+        }
         while let Some(id) = created.pop_first() {
             let request = TestRun::release(&id).what("a release at the end of the run");
             // If nothing can be released, do not spend an hour on repetitions.

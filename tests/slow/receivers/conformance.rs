@@ -277,6 +277,15 @@ async fn a_judgement_that_is_stopped_gives_back_what_it_bought() {
     assert!(judged.contains(&"app-info") && !judged.contains(&"renew"), "{judged:?}");
 }
 
+/// The stop comes while a purchase is on its way: the endpoint has created the instance, and nobody has heard its id.
+#[tokio::test]
+async fn a_stop_gives_back_what_is_on_its_way() {
+    let (url, sales) = crate::receiver::counted(Fault::HoldsTheFifth).await;
+    let report = suite(&url).run_until(sales.bought(5), &mut ()).await.unwrap();
+    assert_eq!((report.stopped, report.left_behind.len()), (true, 0));
+    assert_eq!(sales.unreleased(), Vec::<String>::new());
+}
+
 struct StopsAt(&'static str, Option<tokio::sync::oneshot::Sender<()>>);
 
 impl SuiteObserver for StopsAt {

@@ -181,6 +181,10 @@ fn suspect_pairs(pairs: &[Pair]) -> Vec<Suspect<Vec<Pair>>> {
             each_value(pairs, |value| value.trim().to_owned()),
         ),
     ];
+    suspects.push((
+        "the sender signs values in ISO-8859-1, where other characters become `?`; sign UTF-8".to_owned(),
+        each_value(pairs, |value| value.chars().map(|c| if u32::from(c) > 0xff { '?' } else { c }).collect()),
+    ));
     let filled = pairs.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
     suspects.push(("the sender does not sign empty parameters; sign them too".to_owned(), filled));
     // A parameter may have been added after signing, or never signed: leave out each one in turn.
@@ -232,6 +236,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn values_of_another_encoding_are_recognised() {
+        let text = told(&[("label", "中文 R"), ("a", "1")], &[("label", "?? R"), ("a", "1")]);
+        assert!(text.contains("in ISO-8859-1"), "{text}");
+    }
+
     /// The mistakes of signers in public code, computed here by hand.
     #[test]
     fn every_wrong_way_to_compute_a_token_is_recognised() {
@@ -249,6 +259,8 @@ mod tests {
             (md5("Count=2&action=x&key=fake-key&orderId=9"), "sorts the key among the parameters"),
             (md5("fake-keyCount=2&action=x&orderId=9fake-key"), "before and behind the parameters"),
             (md5("Count=2&action=x&orderId=9"), "without the key"),
+            (md5("Count=2&action=x&orderId=9&key=fake-key\n"), "a line break behind the key"),
+            (md5("Count=2&action=x&orderId=9&&key=fake-key"), "writes `&&key=`"),
             (
                 md5("Count2actionxorderId9fake-key"),
                 "appends the key without `&key=` before it; it also joins",

@@ -50,6 +50,10 @@ const FORMS: [(Difference, Write); 3] = [
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum KeyPlace {
     End,
+    /// The key was read with the line break at the end of its file.
+    EndWithLineBreak,
+    /// A separator follows every parameter, also the last one.
+    EndTwice,
     BareEnd,
     First,
     BareFirst,
@@ -59,8 +63,10 @@ enum KeyPlace {
     Absent,
 }
 
-const KEY_PLACES: [(Difference, KeyPlace); 7] = [
+const KEY_PLACES: [(Difference, KeyPlace); 9] = [
     ("", KeyPlace::End),
+    ("signs a line break behind the key; remove it", KeyPlace::EndWithLineBreak),
+    ("writes `&&key=` behind the parameters; write `&key=`", KeyPlace::EndTwice),
     ("appends the key without `&key=` before it", KeyPlace::BareEnd),
     ("puts the key first; append it at the end, as `&key=` and the key", KeyPlace::First),
     ("puts the key first, without `key=`; append it at the end, as `&key=` and the key", KeyPlace::BareFirst),
@@ -248,6 +254,10 @@ fn each_token(pairs: &Pairs, key: &str, judge: &mut impl FnMut(&[Difference], &[
                     // The key of an HMAC need not be in the text.
                     let place = if hash.is_hmac() && at == KeyPlace::Absent { "" } else { place };
                     let differences = [order, place, form, computed];
+                    // More mistakes at once are rare, and each way costs a digest of the whole text.
+                    if differences.iter().filter(|difference| !difference.is_empty()).count() > 2 {
+                        continue;
+                    }
                     judge(&differences, &hash.digest(key.as_bytes(), text.as_bytes()));
                 }
             }
@@ -259,6 +269,8 @@ fn with_key(text: Zeroizing<String>, key: &str, place: KeyPlace) -> Zeroizing<St
     Zeroizing::new(match place {
         KeyPlace::End if text.is_empty() => format!("key={key}"),
         KeyPlace::End => format!("{}&key={key}", *text),
+        KeyPlace::EndWithLineBreak => format!("{}&key={key}\n", *text),
+        KeyPlace::EndTwice => format!("{}&&key={key}", *text),
         KeyPlace::BareEnd => format!("{}{key}", *text),
         KeyPlace::First => format!("key={key}&{}", *text),
         KeyPlace::BareFirst => format!("{key}{}", *text),

@@ -23,7 +23,10 @@ pub(super) fn report(report: &Report, f: &mut fmt::Formatter<'_>) -> fmt::Result
     for part in &report.not_run {
         match part {
             Part::Restarts => {
-                writeln!(f, "- {part}: not tried; name a restart with `Check::restart` or `--restart`")?;
+                writeln!(
+                    f,
+                    "- {part}: not tried; name a restart with `Check::restart`, or `--restart` for a service"
+                )?;
             }
             part => writeln!(f, "- {part}: not run")?,
         }
