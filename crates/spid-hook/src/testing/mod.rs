@@ -10,7 +10,8 @@
 //! # use std::collections::BTreeMap;
 //! # use std::sync::{Arc, Mutex};
 //! use spid_hook::{
-//!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+//!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, SignOnCall,
+//!     SignedOn, Updated,
 //! };
 //!
 //! # #[derive(Clone, Default)]
@@ -40,6 +41,10 @@
 //!     async fn release(&self, call: ReleaseCall) -> Result<(), HookError> {
 //!         self.tenants.drop(call.instance.order_biz_id);
 //!         Ok(())
+//!     }
+//!     async fn sign_on(&self, call: SignOnCall) -> Result<SignedOn, HookError> {
+//!         let ticket = call.context.idempotency_key; // in your hook: random, stored, valid once
+//!         Ok(SignedOn::redirect(format!("https://app.example/login?ticket={ticket}")))
 //!     }
 //! }
 //!

@@ -25,7 +25,8 @@ use crate::callback::Action;
 /// # }
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let report = spid_hook::testing::check(MyHook).await;
+/// let check = spid_hook::testing::Check::new(MyHook).without(spid_hook::Action::SignOn);
+/// let report = check.run().await;
 /// println!("{report}");
 /// assert!(report.passed);
 /// # }
