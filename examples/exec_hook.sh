@@ -14,9 +14,15 @@ umask 077
 root=${1:?usage: exec_hook.sh ROOT}
 call=$(cat)
 
+# spid was killed before it wrote the call. The next attempt gets the whole call, so change nothing.
+if [ -z "$call" ]; then
+    echo 'the call is empty' >&2
+    exit 75
+fi
+
 # Handle a payment before the name is read, because it can come before its instance has a name.
 case $SPID_ACTION in
-create | renew | refund-renew | upgrade | expire | release) ;;
+create | renew | refund-renew | upgrade | expire | release | sign-on) ;;
 *)
     echo '{"refuse":"this hook does not support that"}'
     exit 65
@@ -57,6 +63,17 @@ create)
     ;;
 renew) set_state active ;;
 expire) set_state frozen ;;
+sign-on)
+    if [ "$(cat "$home/state" 2>/dev/null)" != active ]; then
+        echo '{"refuse":"the instance is not active"}'
+        exit 65
+    fi
+    # Your application accepts this ticket once: it signs the browser in and removes the file.
+    ticket=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+    mkdir -p "$home/tickets"
+    : >"$home/tickets/$ticket"
+    answer="{\"redirect\":\"https://$name.app.example/login?ticket=$ticket\"}"
+    ;;
 upgrade | refund-renew) mkdir -p "$answers" ;; # apply the new limits and dates here
 release)
     rm -rf "$home" # a missing folder means: already released

@@ -73,15 +73,27 @@ class Journal {
   }
 }
 
+const instanceOf = (call) => JSON.stringify([call.account, call.instance.order_biz_id]);
+
+// Answers of sign-ons are not stored: there is no limit of sign-ons.
+function signOn(journal, call) {
+  if (journal.states.get(instanceOf(call))?.state !== "active") return [422, { refuse: "it is not active" }];
+  // Store the ticket in your application, which accepts it once.
+  const ticket = randomBytes(16).toString("base64url");
+  const name = encodeURIComponent(call.instance.order_biz_id);
+  return [200, { redirect: `https://app.example/${name}/login?ticket=${ticket}` }];
+}
+
 // Returns the status and the answer. This function does not await, so two calls cannot overlap. If your work awaits,
 // use a lock for each instance.
 function provision(journal, call) {
   const act = actions[call.action];
+  if (call.action === "sign-on") return signOn(journal, call);
   if (act === undefined) return [422, { refuse: "this hook does not support that" }];
   const key = call.idempotency_key;
   // If the key is known, return the same answer with the same password. This makes the hook idempotent.
   if (!journal.answers.has(key)) {
-    const instance = JSON.stringify([call.account, call.instance.order_biz_id]);
+    const instance = instanceOf(call);
     journal.keep({ key, instance, ...act(call, journal.states.get(instance)) });
   }
   return [200, journal.answers.get(key)];

@@ -66,6 +66,17 @@ def expire(call, state):
     return {}
 
 
+def sign_on(call, state):
+    if state.get("state") != "active":
+        return {"refuse": f"it is {state.get('state', 'not there')}"}
+    # Your application accepts this ticket once: it signs the browser in and removes the ticket.
+    key = call["idempotency_key"]
+    if state.get("ticket", {}).get("for") != key:
+        state["ticket"] = {"for": key, "value": secrets.token_urlsafe(32)}
+    name = call["instance"]["order_biz_id"]
+    return {"redirect": f"https://{name}.app.example/login?ticket={state['ticket']['value']}"}
+
+
 def release(call, state):
     state.clear()
     state.update(state="released")
@@ -79,6 +90,7 @@ ACTIONS = {
     "upgrade": upgrade,
     "expire": expire,
     "release": release,
+    "sign-on": sign_on,
 }
 
 
@@ -124,9 +136,10 @@ def provision(root, call):
     if key not in answers:
         answer = act(call, state)
         answers = {} if call["action"] == "release" else answers
-        save(file, {**state, "answers": {**answers, key: answer}})
+        kept = {} if call["action"] == "sign-on" else {key: answer}  # not stored: there is no limit of sign-ons
+        save(file, {**state, "answers": {**answers, **kept}})
         answers[key] = answer
-    return 200, answers[key]
+    return (422 if "refuse" in answers[key] else 200), answers[key]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use spid::hook::AnyHook;
 use spid::internals::hooks::runner::{NamedHook, Runner};
-use spid::internals::net::Request;
+use spid::internals::net::{Handler as _, Request};
 use spid::internals::observe::denied::DeniedRequests;
 use spid::internals::observe::metrics::Metrics;
 use spid::internals::serve::dispatch::{Dispatch, DispatchOptions};
 use spid::internals::serve::intake::{Endpoint, Intake, IntakeOptions};
+use spid::internals::serve::public::{AccessPolicy, PublicListener, Routes};
 use spid::internals::store::{Store, StoreOptions};
 use spid_core::dialect;
 use spid_hook::time::Clock;
@@ -67,20 +68,7 @@ async fn fill_with(path: PathBuf, count: usize) {
     let (stop, stopping) = watch::channel(false);
     let dispatching = tokio::spawn(dispatch.run(stopping));
     let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
-    let intake = Intake::new(store.clone(), clock, metrics, refusals, IntakeOptions::default());
-    let next = Arc::new(AtomicUsize::new(0));
-    let tasks = (0..AT_ONCE).map(|_| tokio::spawn(buy(intake.clone(), next.clone(), count)));
-    for task in tasks.collect::<Vec<_>>() {
-        task.await.unwrap();
-    }
-    // The writer ends with the last handle on the store.
-    stop.send_replace(true);
-    dispatching.await.unwrap();
-    drop((intake, store));
-    closed.wait().await;
-}
-
-async fn buy(intake: Intake, next: Arc<AtomicUsize>, count: usize) {
+    let intake = Intake::new(store.clone(), clock, metrics.clone(), refusals, IntakeOptions::default());
     let endpoint = Endpoint {
         name: "bench".into(),
         account: "bench".into(),
@@ -88,13 +76,29 @@ async fn buy(intake: Intake, next: Arc<AtomicUsize>, count: usize) {
         keys: orders::keys(),
         options: dialect::Options::default(),
     };
+    let routes = Routes::new(vec![("/spi".to_owned(), endpoint)], intake, AccessPolicy::default());
+    let (routes, current) = watch::channel(Arc::new(routes));
+    let listener = PublicListener::new(current, metrics);
+    let next = Arc::new(AtomicUsize::new(0));
+    let tasks = (0..AT_ONCE).map(|_| tokio::spawn(buy(listener.clone(), next.clone(), count)));
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    // The writer ends with the last handle on the store.
+    stop.send_replace(true);
+    dispatching.await.unwrap();
+    drop((listener, routes, store));
+    closed.wait().await;
+}
+
+async fn buy(listener: PublicListener, next: Arc<AtomicUsize>, count: usize) {
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         if number >= count {
             return;
         }
         let request = Request::get(format!("/spi?{}", orders::query(&format!("full-{number:07}"))));
-        while !is_done(&intake.receive(&endpoint, request.clone()).await.body) {}
+        while !is_done(&listener.handle(request.clone()).await.body) {}
     }
 }
 

@@ -84,7 +84,7 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<InProcess>, endpoints:
     }
     let (mut names, mut hooks, mut inside) = (Vec::new(), Vec::new(), in_process);
     // No entry places the in-process hook, so it comes first and is the default one.
-    if !tables.iter().any(|table| table.has("in_process")) {
+    if tables.iter().all(|table| table.lacks("in_process")) {
         if let Some(inside) = inside.take() {
             if let Some(fault) = inside.fault_of_no_settings() {
                 root.mistake("hook", fault);
@@ -136,7 +136,9 @@ fn checked_route(table: &Table<'_>, hooks: &[&str], endpoints: &[&str]) -> Optio
 }
 
 fn hook(table: &Table<'_>, name: &str, inside: &mut Option<InProcess>) -> Option<NamedHook> {
-    match (table.has("exec"), table.has("http"), table.has("log"), table.has("in_process")) {
+    // Only a program with a hook inside suggests this key for an unknown one.
+    let is_inside = if inside.is_some() { table.has("in_process") } else { !table.lacks("in_process") };
+    match (table.has("exec"), table.has("http"), table.has("log"), is_inside) {
         (true, false, false, false) => Some(exec(&table.table("exec"), name)),
         (false, true, false, false) => http(&table.table("http"), name),
         (false, false, true, false) => {
@@ -232,6 +234,9 @@ fn exec(table: &Table<'_>, name: &str) -> NamedHook {
     if let Some(folder) = table.text("working_dir") {
         hook = hook.working_dir(folder);
     }
+    for (name, value) in table.settings("env", fault_of_variable) {
+        hook = hook.setting(name, value);
+    }
     match hook.check() {
         Ok(()) => {}
         Err(wrong @ BadCommand::NoFolder(_)) => table.mistake("working_dir", wrong.to_string()),
@@ -240,6 +245,16 @@ fn exec(table: &Table<'_>, name: &str) -> NamedHook {
         Err(_) => {}
     }
     Bounds::of(table).around(NamedHook::exec(name, hook))
+}
+
+/// Returns the reason why a hook cannot get a setting under this name.
+fn fault_of_variable(name: &str) -> Option<&'static str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !name.chars().all(is_plain) || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Some("the name of a variable has letters, digits and `_`");
+    }
+    (name.starts_with("SPID_") || name == "TRACEPARENT")
+        .then_some("spid sets this variable itself; use another name")
 }
 
 fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {

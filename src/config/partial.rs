@@ -13,6 +13,7 @@ use super::{DEFAULT_LISTEN, Environment, Mistakes, millis, policy, store, text_o
 use crate::hooks::runner::Route;
 use crate::serve::intake::Endpoint;
 use crate::store::StoreOptions;
+use spid_core::lifecycle::Policy;
 use spid_hook::Subject;
 
 /// Reads a part of a configuration. Mistakes of other keys than those that `concerns` names do not matter, and neither
@@ -186,6 +187,8 @@ pub struct EndpointAccess {
     pub listen: SocketAddr,
     /// True if the listener needs TLS.
     pub is_tls: bool,
+    /// Policy of the seller.
+    pub policy: Policy,
 }
 
 /// Reads only the endpoints and the public address from a configuration.
@@ -193,14 +196,16 @@ pub struct EndpointAccess {
 /// # Errors
 /// Returns an error if the file cannot be read, is not a configuration, or has a mistake about them.
 pub fn endpoints_of(path: &Path, environment: &dyn Environment) -> Result<Vec<EndpointAccess>, Mistakes> {
-    let concerns = |key: &str| key.starts_with("endpoint") || key == "server.listen";
+    let concerns =
+        |key: &str| key.starts_with("endpoint") || key.starts_with("policy") || key == "server.listen";
     part(path, environment, concerns, |root| {
         let server = root.table("server");
         let listen = server.value("listen", DEFAULT_LISTEN, address);
         let is_tls = server.has("tls");
+        let policy = policy(&root.table("policy")).of_instances;
         let mut found = Vec::new();
         for (path, endpoint) in endpoints::endpoints(root, listen).sound {
-            found.push(EndpointAccess { endpoint, path, listen, is_tls });
+            found.push(EndpointAccess { endpoint, path, listen, is_tls, policy });
         }
         found
     })

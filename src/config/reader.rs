@@ -14,16 +14,19 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Environment, Flag, Mistake, Mistakes, Origin};
+use super::{Environment, Flag, Mistake, Mistakes, Origin, keys};
 use crate::observe::limits;
-use spid_core::document::{self, Document, Item, SyntaxError, UnknownKey, WrongType, did_you_mean, nearest};
+use spid_core::document::{
+    self, Document, Item, Member, SyntaxError, UnknownKey, WrongType, did_you_mean, nearest,
+};
 use spid_core::span::Span;
+use spid_hook::Secret;
 
 /// Version since which removed keys have no effect.
 const REMOVED_SINCE: &str = "0.2";
 
 /// Variables with the prefix of overrides that have another meaning.
-const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
+const NOT_OVERRIDES: [&str; 3] = ["SPID_LOG", "SPID_LOG_FORMAT", "SPID_CONFIG"];
 
 /// Keys that were read, with their values, given or default. Secrets are not included, but their sources are.
 pub(super) type Settings = BTreeMap<String, String>;
@@ -167,11 +170,15 @@ impl<'a> Reader<'a> {
     }
 
     fn note_unknown_variables(&self) {
-        let known = self.notes.borrow().variables.clone();
+        let mut known = self.notes.borrow().variables.clone();
+        known.sort();
+        known.dedup();
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let mut names = self.environment.names();
-        // Only names with `__` can be overrides. Other variables may belong to the hooks.
-        names.retain(|name| name.starts_with("SPID_") && name.contains("__"));
+        // Names with `__` are overrides, and so are those that lack only an underscore. Other variables may belong to the
+        // hooks.
+        let lacks_underscore = |name: &str| known.iter().any(|known| known.replace("__", "_") == name);
+        names.retain(|name| name.starts_with("SPID_") && (name.contains("__") || lacks_underscore(name)));
         names.retain(|name| !self.notes.borrow().removed_variables.contains(name));
         names.retain(|name| !known.contains(&name.as_str()) && !NOT_OVERRIDES.contains(&name.as_str()));
         names.sort();
@@ -489,6 +496,42 @@ impl<'a> Table<'a> {
             }
             None => self.mistake(key, text),
         }
+    }
+
+    /// Reads a table of texts with names of the operator's choice. A text stands in the file, or is read from the file,
+    /// variable or credential that a table names.
+    pub(super) fn settings(
+        &self,
+        key: &'static str,
+        fault: fn(&str) -> Option<&'static str>,
+    ) -> Vec<(String, Secret)> {
+        let members = self.item(key).and_then(|item| self.typed(key, item.members()));
+        let mut settings = Vec::new();
+        for Member { key: name, item, .. } in members.into_iter().flatten() {
+            let path = format!("{}.{name}", self.path(key));
+            let line = Some(item.line());
+            if let Some(fault) = fault(name) {
+                self.reader.mistake(self.path(key), Origin::File { line }, format!("`{name}`: {fault}"));
+            }
+            let value = match item.text() {
+                Ok(text) => Some(Secret::new(text)),
+                Err(_) => self
+                    .member(path.clone(), item)
+                    .and_then(|table| keys::secret(&table))
+                    .map(|(_, value)| value),
+            };
+            match value {
+                Some(value) if value.expose().contains('\0') => {
+                    self.reader.mistake(path, Origin::File { line }, "the value contains a NUL".to_owned());
+                }
+                value => settings.extend(value.map(|value| (name.to_owned(), value))),
+            }
+        }
+        // Only for the comparison at a reload: a value may be a secret.
+        let mut hasher = DefaultHasher::new();
+        settings.iter().for_each(|(name, value)| (name, value.expose()).hash(&mut hasher));
+        self.note(key, &hasher.finish());
+        settings
     }
 
     /// Returns the tables of a list. A single table counts as a list of one if `alone` is true.

@@ -229,6 +229,58 @@ fn a_variable_that_overrides_nothing_is_a_mistake() {
     let wrong =
         lines_with(&complete(""), &[("SPID_SERVER__LISTE", "x"), ("SPID_LOG", "x"), ("SPID_HOOK_KEY", "x")]);
     assert_eq!(wrong, ["SPID_SERVER__LISTE: unknown variable; did you mean `SPID_SERVER__LISTEN`?"]);
+    // One underscore instead of two would be ignored in silence.
+    for (wrong, right) in [
+        ("SPID_SERVER_LISTEN", "SPID_SERVER__LISTEN"),
+        ("SPID_SERVER_ADMIN_LISTEN", "SPID_SERVER__ADMIN_LISTEN"),
+        ("SPID_STORE_PATH", "SPID_STORE__PATH"),
+        ("SPID_SERVER__ADMIN_TOKEN_FILE", "SPID_SERVER__ADMIN_TOKEN__FILE"),
+    ] {
+        let found = lines_with(&complete(""), &[(wrong, "x")]);
+        assert_eq!(found, [format!("{wrong}: unknown variable; did you mean `{right}`?")]);
+    }
+    // Variables of hooks, of Kubernetes and of our own commands stay allowed.
+    let others =
+        ["SPID_HOOK_SECRET", "SPID_SERVICE_HOST", "SPID_PORT", "SPID_LOG_FORMAT"].map(|name| (name, "x"));
+    assert!(read(&complete(""), &others, &[]).is_ok());
+}
+
+#[test]
+fn hints_name_each_key_once() {
+    for text in ["[server]\nqqqqqqqq = 1\n", "[qqqqqqqq]\n", "[policy]\nqqqqqqqq = 1\n"] {
+        let wrong = lines_with(&complete(text), &[("SPID_QQQQQQQQ__QQQQQQQQ", "x")]).join("\n");
+        for line in wrong.lines() {
+            let known: Vec<&str> = line.split("; use ").nth(1).unwrap().split(", ").collect();
+            let mut once = known.clone();
+            once.sort_unstable();
+            once.dedup();
+            assert_eq!(once.len(), known.len(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn settings_of_an_exec_hook_are_texts_or_come_from_a_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("url");
+    std::fs::write(&file, "postgres://fake\n").unwrap();
+    let hook = |env: &str| {
+        complete("").replace("log = {}", &format!("exec = {{ command = [\"sh\"], env = {{ {env} }} }}"))
+    };
+    let good =
+        hook(&format!("MODE = \"test\", DATABASE_URL = {{ file = {file:?} }}, TOKEN = {{ env = \"FAKE\" }}"));
+    assert!(read(&good, &[("FAKE", "fake-token")], &[]).is_ok(), "{:?}", lines_with(&good, &[("FAKE", "x")]));
+    for (env, says) in [
+        ("SPID_ACTION = \"x\"", "`SPID_ACTION`: spid sets this variable itself"),
+        ("\"1A\" = \"x\"", "`1A`: the name of a variable has letters, digits"),
+        ("A = 7", ".env.A`: the value must be a table"),
+        ("A = { file = \"/no/such/file\" }", "cannot be read"),
+        ("A = { fil = \"x\" }", "exactly one of `file`, `env` and `credential`"),
+        ("A = \"a\\u0000b\"", "contains a NUL"),
+    ] {
+        let found = lines(&hook(env)).join("\n");
+        assert!(found.contains(says), "{says}: {found}");
+    }
 }
 
 // Removed keys.

@@ -9,6 +9,7 @@
 //! This module has no deadline: the runner drops the future, and the drop kills the group.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::orphaned_hooks::{GroupMark, OrphanedHooks};
-use crate::observe::limits;
+use crate::observe::{files, limits};
+use spid_hook::Secret;
 use spid_hook::answer::ParsedAnswer;
 use spid_hook::callback::{Action, Answer};
 use spid_hook::text;
@@ -34,6 +36,8 @@ pub const EXIT_REFUSE: i32 = 65;
 /// Time in milliseconds for which output is still read after the child has exited, when another process holds
 /// the pipe open.
 const EXIT_GRACE_MS: u64 = 500;
+/// Longest first line of a script that the system reads, in bytes.
+const FIRST_LINE_MAX_BYTES: u64 = 256;
 /// Search path for a command when `PATH` is not set.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
@@ -42,6 +46,8 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub struct ExecHook {
     command: Vec<String>,
     environment: Vec<(OsString, OsString)>,
+    /// Settings of the hook, which it gets as environment variables.
+    settings: Vec<(String, Secret)>,
     /// Working folder. It is absolute, so that it names the same folder before and after the child has changed to it.
     folder: Option<PathBuf>,
 }
@@ -58,6 +64,24 @@ pub enum BadCommand {
     /// The file exists but cannot be executed.
     #[error("the hook's command `{0}` is not an executable file; set its executable bit (chmod +x)")]
     NotExecutable(String),
+    /// The file is empty, so it would succeed and do nothing.
+    #[error("the hook's command `{0}` is an empty file; copy the program again")]
+    EmptyFile(String),
+    /// The first line of a script ends with CR LF, so the system looks for an interpreter whose name ends with CR.
+    #[error(
+        "the hook's command `{0}` has Windows line ends, so its interpreter is not found; convert it (sed -i 's/\r$//')"
+    )]
+    WindowsLines(String),
+    /// A byte order mark comes before `#!`, so the system does not see the interpreter.
+    #[error(
+        "the hook's command `{0}` begins with a byte order mark, which hides its `#!` line; save it without one"
+    )]
+    ByteOrderMark(String),
+    /// The interpreter of a script does not exist, or cannot be executed.
+    #[error(
+        "the interpreter `{1}` of the hook's command `{0}` does not exist or is not executable; install it or correct the first line"
+    )]
+    NoInterpreter(String, String),
     /// The working folder does not exist, or is not a folder.
     #[error("the hook's working folder `{}` does not exist or is not a folder; create it or correct `working_dir`", .0.display())]
     NoFolder(PathBuf),
@@ -73,7 +97,18 @@ impl ExecHook {
                 environment.push((OsString::from(name), value));
             }
         }
-        ExecHook { command: command.into_iter().map(Into::into).collect(), environment, folder: None }
+        ExecHook {
+            command: command.into_iter().map(Into::into).collect(),
+            environment,
+            settings: Vec::new(),
+            folder: None,
+        }
+    }
+
+    /// Adds an environment variable, such as the address of the hook's database.
+    pub fn setting(mut self, name: impl Into<String>, value: Secret) -> ExecHook {
+        self.settings.push((name.into(), value));
+        self
     }
 
     /// Sets the working folder of the command; the default is this process's own. A command that is a relative
@@ -97,11 +132,45 @@ impl ExecHook {
         // Tell a missing file from one that cannot be executed: the remedies differ.
         let found: Vec<PathBuf> = self.candidates(program).into_iter().filter(|path| path.exists()).collect();
         if found.is_empty() {
-            Err(BadCommand::Missing(program.clone()))
-        } else if found.iter().any(|path| is_executable(path)) {
-            Ok(())
-        } else {
-            Err(BadCommand::NotExecutable(program.clone()))
+            return Err(BadCommand::Missing(program.clone()));
+        }
+        let executable = found.iter().find(|path| is_executable(path));
+        let path = executable.ok_or_else(|| BadCommand::NotExecutable(program.clone()))?;
+        self.check_first_line(path, program)
+    }
+
+    /// Checks the interpreter that a script names in its first line.
+    fn check_first_line(&self, path: &Path, program: &str) -> Result<(), BadCommand> {
+        let named = program.to_owned();
+        let mut start = Vec::new();
+        // A program may be executable and not readable.
+        let Ok(file) = files::open(path) else { return Ok(()) };
+        let Ok(length) = file.take(FIRST_LINE_MAX_BYTES).read_to_end(&mut start) else { return Ok(()) };
+        if length == 0 {
+            return Err(BadCommand::EmptyFile(named));
+        }
+        if start.starts_with("\u{feff}#!".as_bytes()) {
+            return Err(BadCommand::ByteOrderMark(named));
+        }
+        let Some(line) = start.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next())
+        else {
+            return Ok(());
+        };
+        if line.ends_with(b"\r") {
+            return Err(BadCommand::WindowsLines(named));
+        }
+        let line = String::from_utf8_lossy(line);
+        let mut words = line.split_ascii_whitespace();
+        let Some(interpreter) = words.next() else { return Ok(()) };
+        if interpreter.starts_with('/') && !is_executable(Path::new(interpreter)) {
+            return Err(BadCommand::NoInterpreter(named, interpreter.to_owned()));
+        }
+        // `env` searches the real interpreter in PATH. Its options and variables come before that name.
+        let is_env = Path::new(interpreter).file_name() == Some(OsStr::new("env"));
+        let searched = words.find(|word| !word.starts_with('-') && !word.contains('=')).filter(|_| is_env);
+        match searched.filter(|name| !self.candidates(name).iter().any(|path| is_executable(path))) {
+            Some(name) => Err(BadCommand::NoInterpreter(named, name.to_owned())),
+            None => Ok(()),
         }
     }
 
@@ -110,8 +179,14 @@ impl ExecHook {
             return vec![self.in_folder(program)];
         }
         // Search the PATH that the child gets, not the present one of this process.
-        let path = self.environment.iter().find(|(name, _)| name == "PATH");
-        let path = path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
+        let own = self
+            .settings
+            .iter()
+            .find(|(name, _)| name == "PATH")
+            .map(|(_, value)| OsStr::new(value.expose()));
+        let inherited =
+            self.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_os_str());
+        let path = own.or(inherited).unwrap_or(OsStr::new(DEFAULT_PATH));
         std::env::split_paths(path).map(|folder| folder.join(program)).collect()
     }
 
@@ -136,6 +211,7 @@ impl ExecHook {
             // environment.
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.settings.iter().map(|(name, value)| (name, value.expose())))
             .env("SPID_ACTION", call.action().as_str())
             .env("SPID_IDEMPOTENCY_KEY", &context.idempotency_key)
             .env("SPID_ATTEMPT", context.attempt.to_string())
@@ -164,6 +240,10 @@ impl ExecHook {
         match self.check() {
             // The file is missing or not executable. Waiting does not repair that, so raise an alert.
             Err(wrong) => HookError::misconfigured(format!("cannot start `{program}`: {error}: {wrong}")),
+            // The file is there, so its loader is missing: it is a program for another system.
+            Ok(()) if error.kind() == std::io::ErrorKind::NotFound => HookError::misconfigured(format!(
+                "cannot start `{program}`: {error}: the loader that the program needs is missing; build it for this system"
+            )),
             // For example no memory or no process is available at this moment.
             Ok(()) => HookError::retry(format!("cannot start `{program}`: {error}")),
         }
@@ -238,7 +318,8 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.leader {
-            // An error means that the group is already empty.
+            // An error means that the group is already empty. The death is not waited for: a killed process runs no more
+            // code of the hook, and one that hangs in the system could not be waited for either.
             let _ = kill_process_group(leader, Signal::KILL);
         }
         // Remove the mark last: while it exists, the next start can still find and kill the group.
@@ -425,16 +506,29 @@ fn judge(status: ExitStatus, heard: &HookOutput, action: Action) -> Result<Answe
     match status.code() {
         Some(0) => ParsedAnswer::success(ParsedAnswer::read_any(&heard.stdout)?, action),
         // A refusal is final, so it needs this code. All other codes and signals are retries.
-        Some(EXIT_REFUSE) => Err(HookError::refuse(refusal(heard))),
+        Some(EXIT_REFUSE) => Err(refusal(heard)),
         _ => Err(failure(status, heard)),
     }
 }
 
 /// Returns the reason of a refusal. The marketplace reads it, so only the text that the hook wrote for others
 /// is used, and never a line of its log.
-fn refusal(heard: &HookOutput) -> String {
-    let given = ParsedAnswer::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
-    given.unwrap_or_else(|| format!("the hook refused the call (exit code {EXIT_REFUSE}) without a reason"))
+///
+/// Other output contradicts the code: a crash can end with it, and a success was answered. A retry is safe then.
+fn refusal(heard: &HookOutput) -> HookError {
+    let fault = match ParsedAnswer::read_any(&heard.stdout) {
+        Ok(None) => {
+            return HookError::refuse(format!(
+                "the hook refused the call (exit code {EXIT_REFUSE}) without a reason"
+            ));
+        }
+        Ok(Some(ParsedAnswer { refuse: Some(reason), .. })) => return HookError::refuse(reason),
+        Ok(Some(_)) => "its answer has no `refuse`".to_owned(),
+        Err(unreadable) => unreadable.to_string(),
+    };
+    HookError::retry(format!(
+        "the hook exited with code {EXIT_REFUSE}, which refuses, but {fault}; answer `{{\"refuse\": \"…\"}}` or nothing"
+    ))
 }
 
 fn failure(status: ExitStatus, heard: &HookOutput) -> HookError {
@@ -525,6 +619,33 @@ mod tests {
         let plain = tempfile::NamedTempFile::new().unwrap();
         let path = plain.path().to_str().unwrap();
         assert_eq!(check(&[path]), Err(BadCommand::NotExecutable(path.into())));
+    }
+
+    /// Files that the system finds and executes, and that nevertheless never run.
+    #[test]
+    fn a_script_that_cannot_start_is_no_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hook");
+        let name = path.to_str().unwrap().to_owned();
+        let check = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+            ExecHook::new([name.as_str()]).check()
+        };
+        let lacks = |interpreter: &str| Err(BadCommand::NoInterpreter(name.clone(), interpreter.to_owned()));
+        assert_eq!(check(""), Err(BadCommand::EmptyFile(name.clone())));
+        assert_eq!(check("#!/bin/sh\r\nexit 0\r\n"), Err(BadCommand::WindowsLines(name.clone())));
+        assert_eq!(check("#!/usr/bin/env sh\r\n"), Err(BadCommand::WindowsLines(name.clone())));
+        assert_eq!(check("\u{feff}#!/bin/sh\n"), Err(BadCommand::ByteOrderMark(name.clone())));
+        assert_eq!(check("#!/opt/no/such/python3\n"), lacks("/opt/no/such/python3"));
+        assert_eq!(check("#! /etc/passwd\n"), lacks("/etc/passwd"));
+        assert_eq!(check("#!/usr/bin/env no-such-python3\n"), lacks("no-such-python3"));
+        assert_eq!(check("#!/usr/bin/env -S A=b no-such-python3 -u\n"), lacks("no-such-python3"));
+        let works =
+            ["#!/bin/sh\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S A=b sh -eu\n", "exit 0\n", "\u{7f}ELF"];
+        for works in works {
+            assert_eq!(check(works), Ok(()), "{works}");
+        }
     }
 
     #[test]

@@ -469,9 +469,15 @@ impl Slot {
             Ok(Err(error)) => fell(&entry.named.name, &error),
             Err(_elapsed) => {
                 // Deadline: stop the hook and wait for its end, so that it cannot meet the next attempt.
-                work.stop(&entry.named.name).await;
                 let timeout = entry.named.timeout;
-                AttemptResult::retry(format!("the hook `{}` took longer than {timeout:?}", entry.named.name))
+                match work.stop(&entry.named.name).await {
+                    // The hook was done before the stop took effect. The work exists, so its answer counts.
+                    Some(result) => AttemptResult::from(result),
+                    None => AttemptResult::retry(format!(
+                        "the hook `{}` took longer than {timeout:?}",
+                        entry.named.name
+                    )),
+                }
             }
         }
     }
@@ -488,15 +494,20 @@ struct AbortOnDrop(JoinHandle<Result<Answer, HookError>>);
 
 impl AbortOnDrop {
     /// Stops the work and waits until it has ended. A child process must be dead before the next attempt is scheduled.
-    async fn stop(&mut self, name: &str) {
+    /// Returns the result of a hook that was done before that.
+    async fn stop(&mut self, name: &str) -> Option<Result<Answer, HookError>> {
         // The abort drops the hook's future at its next `await`, which kills a child process.
         self.0.abort();
         let grace = Duration::from_millis(ABORT_GRACE_MS);
-        if tokio::time::timeout(grace, &mut self.0).await.is_err() {
-            tracing::error!(
-                hook = name,
-                "the hook blocks its thread and cannot be stopped; its thread keeps running until the hook returns"
-            );
+        match tokio::time::timeout(grace, &mut self.0).await {
+            Ok(ended) => ended.ok(),
+            Err(_elapsed) => {
+                tracing::error!(
+                    hook = name,
+                    "the hook blocks its thread and cannot be stopped; its thread keeps running until the hook returns"
+                );
+                None
+            }
         }
     }
 }
@@ -576,6 +587,17 @@ mod tests {
         assert!(same.try_reserve(&call.subject()).is_none());
         drop(slot);
         assert!(same.try_reserve(&call.subject()).is_some());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_with_the_stop_counts() {
+        let done = tokio::spawn(async { Ok(Answer::default()) });
+        while !done.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(AbortOnDrop(done).stop("puppet").await, Some(Ok(Answer::default())));
+        let never = tokio::spawn(std::future::pending());
+        assert_eq!(AbortOnDrop(never).stop("puppet").await, None);
     }
 
     struct Signal(Arc<Notify>);

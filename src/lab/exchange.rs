@@ -136,6 +136,8 @@ pub struct Answer {
     pub location: Option<String>,
     /// Body, if it is JSON.
     pub json: Option<Json>,
+    /// True if there is no body.
+    pub is_empty: bool,
 }
 
 impl From<&ClientResponse> for Answer {
@@ -145,6 +147,7 @@ impl From<&ClientResponse> for Answer {
             content_type: response.headers.text("content-type").unwrap_or_default().to_owned(),
             location: response.headers.text("location").map(str::to_owned),
             json: Json::read(&response.body).ok(),
+            is_empty: response.body.iter().all(u8::is_ascii_whitespace),
         }
     }
 }
@@ -177,6 +180,15 @@ impl Answer {
     /// Returns true if a marketplace would take the answer for "done".
     pub fn reports_success(&self) -> bool {
         self.status < 300 && (self.id().is_some() || self.success() == Some(true))
+    }
+
+    /// Returns true if a browser shows a page for the answer, or goes on to another address.
+    pub fn leads_a_browser(&self) -> bool {
+        match self.status {
+            300..400 => self.location.as_ref().is_some_and(|url| !url.is_empty()),
+            // The members of the JSON decide nothing: a browser shows them as text.
+            _ => !self.is_empty && self.json.is_none(),
+        }
     }
 
     /// Returns the target of a redirect without its query, because the query holds the ticket.
@@ -218,7 +230,16 @@ mod tests {
 
     fn answer(status: u16, body: &str) -> Answer {
         let json = Json::read(body.as_bytes()).ok();
-        Answer { status, content_type: String::new(), location: None, json }
+        Answer { status, content_type: String::new(), location: None, json, is_empty: body.is_empty() }
+    }
+
+    #[test]
+    fn a_browser_needs_a_page_or_an_address() {
+        let to = |location: &str| Answer { location: Some(location.to_owned()), ..answer(302, "") };
+        assert!(answer(200, "<p>welcome</p>").leads_a_browser() && to("/app").leads_a_browser());
+        for nothing in [answer(200, r#"{"success": false}"#), answer(200, ""), answer(302, "<p>"), to("")] {
+            assert!(!nothing.leads_a_browser(), "{nothing:?}");
+        }
     }
 
     #[test]

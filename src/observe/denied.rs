@@ -41,6 +41,8 @@ pub struct Facts<'a> {
     pub client: IpAddr,
     /// The method, as it was sent.
     pub method: &'a str,
+    /// True if the request carries neither parameters nor a body, like a health check.
+    pub is_probe: bool,
     /// Reason of the denial.
     pub refusal: &'a Denial,
 }
@@ -154,6 +156,11 @@ impl DeniedRequests {
         let reason = refusal.reason();
         // The metrics count every denied request.
         self.metrics.count(Metric::DeniedRequests, [endpoint, reason]);
+        // A health check comes every few seconds. Its lines would hide those of callbacks.
+        if facts.is_probe {
+            tracing::debug!(%endpoint, %peer, reason, "denied: {refusal}");
+            return;
+        }
         let now = self.clock.now();
         // The lock is released at the end of this line, before the slow steps.
         let turn = self.lock().lanes.entry((endpoint.clone(), reason)).or_default().next(now);
@@ -282,7 +289,14 @@ mod tests {
 
         fn note(&self, refusal: &Denial, evidence: impl FnOnce() -> Option<Evidence>) {
             let peer = SocketAddr::from(([127, 0, 0, 1], 9));
-            let facts = Facts { endpoint: &self.endpoint, peer, client: peer.ip(), method: "GET", refusal };
+            let facts = Facts {
+                endpoint: &self.endpoint,
+                peer,
+                client: peer.ip(),
+                method: "GET",
+                is_probe: false,
+                refusal,
+            };
             self.refusals.note(facts, evidence);
         }
 

@@ -1,7 +1,7 @@
 //! The path of a callback: verify, store, wait a short time, and answer with the result so far.
 //!
-//! Every request goes through [`Intake::receive`] or the same steps, [`Intake::verify`] and [`Intake::answer`]. Before
-//! the signature is verified, nothing is stored and the answer says little. After that no callback may be lost: a
+//! Every request takes two steps, [`Intake::verify`] and [`Intake::answer`]. The public listener takes them, in the daemon
+//! as in simulations. Before the signature is verified, nothing is stored and the answer says little. After that no callback may be lost: a
 //! callback that cannot be stored now is answered "call again", never "done".
 //!
 //! Intake and dispatcher never call each other. The dispatcher runs the job that intake creates, and intake hears of
@@ -217,14 +217,6 @@ impl Intake {
         Intake { options, ..self.clone() }
     }
 
-    /// Answers one request to `endpoint`.
-    pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
-        match self.verify(endpoint, &request) {
-            Ok(received) => self.answer(endpoint, &request, received).await.response,
-            Err(refused) => refused.response,
-        }
-    }
-
     /// Creates an id for a request; `None` if the system's random generator fails, which the store reports later.
     pub fn new_id(&self) -> Option<Id> {
         self.store.new_id(self.clock.now()).ok()
@@ -280,6 +272,13 @@ impl Intake {
         Ok(Received { callback, key_label, signer, id: None })
     }
 
+    /// Returns true if a request to a path without an endpoint has a valid signature of this one.
+    pub(super) fn is_signed_for(&self, endpoint: &Endpoint, request: &Request) -> bool {
+        let header = |name: &str| request.headers.only(name);
+        let signed = endpoint.dialect.parts(&raw(request, &header), self.clock.now());
+        signed.is_ok_and(|signed| signed.verify(&endpoint.keys).is_ok())
+    }
+
     fn refuse_as(
         &self,
         endpoint: &Endpoint,
@@ -294,6 +293,10 @@ impl Intake {
             peer: request.peer,
             client: request.client,
             method: raw.method,
+            // The health check of a load balancer asks for the path and carries nothing.
+            is_probe: matches!(raw.method, "GET" | "HEAD" | "OPTIONS")
+                && raw.query.is_empty()
+                && raw.body.is_empty(),
             refusal,
         };
         // The closure runs only for the few denied requests that are kept.
@@ -452,7 +455,7 @@ impl Intake {
 
     /// Takes a turn to log a line that can be as frequent as requests. `None`: a line for this reason was logged just
     /// now. Otherwise the number of suppressed lines, if there were any.
-    fn turn_to_log(&self, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
+    pub(super) fn turn_to_log(&self, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
         let unlogged = self.refusals.turn_to_log(&endpoint.name, reason)?;
         Some((unlogged > 0).then_some(unlogged))
     }

@@ -21,6 +21,7 @@ use crate::serve::spans::{Kind, Span, Spans, Value};
 use spid_core::dialect::Denial;
 use spid_hook::callback::Action;
 use spid_hook::id::Id;
+use spid_hook::text;
 use spid_hook::trace::TraceContext;
 
 /// Access policy for callers. Default: any address may call, and the peer is the client.
@@ -35,6 +36,18 @@ pub struct AccessPolicy {
 
 /// Reason under which a request to an unknown path is counted.
 const UNKNOWN_PATH: &str = "unknown-path";
+
+/// Longest part of an unknown path in the log, in bytes.
+const PATH_SHOWN_BYTES: usize = 200;
+
+/// Returns true if a path differs from an endpoint's only in slashes or capitals.
+pub fn resembles(called: &str, path: &str) -> bool {
+    let plain = |path: &str| {
+        let parts = path.split('/').filter(|part| !part.is_empty());
+        parts.map(str::to_ascii_lowercase).collect::<Vec<_>>()
+    };
+    plain(called) == plain(path)
+}
 
 /// Routes of the public listener: everything that decides about a request.
 pub struct Routes {
@@ -59,6 +72,23 @@ impl Routes {
         // Configured paths are inserted last, so that they replace a derived path of another endpoint.
         behind.extend(endpoints);
         Routes { endpoints: behind, intake, access_policy }
+    }
+
+    /// Logs a callback to a path without an endpoint: without this line, a mistake in the marketplace's settings leaves no
+    /// trace. Requests of scanners and probes are only counted.
+    fn log_unknown_path(&self, request: &Request) {
+        let called = request.path();
+        let near = self.endpoints.iter().find(|(path, _)| resembles(called, path));
+        let carries_data = !request.query().is_empty() || !request.body.is_empty();
+        let meant = near.filter(|_| carries_data).or_else(|| {
+            self.endpoints.iter().find(|(_, endpoint)| self.intake.is_signed_for(endpoint, request))
+        });
+        let Some((path, endpoint)) = meant else { return };
+        if let Some(suppressed) = self.intake.turn_to_log(endpoint, UNKNOWN_PATH) {
+            let called = text::plain_log(called.get(..PATH_SHOWN_BYTES).unwrap_or(called));
+            tracing::warn!(endpoint = %endpoint.name, peer = %request.peer, path = %called, suppressed,
+                "a callback came to a path without an endpoint and was answered 404; the endpoint's path is {path}");
+        }
     }
 }
 
@@ -170,6 +200,7 @@ impl Handler for PublicListener {
             Some(endpoint) => self.follow(&routes, endpoint, request).await,
             None => {
                 self.metrics.count(Metric::HttpFault, [UNKNOWN_PATH, ""]);
+                routes.log_unknown_path(&request);
                 Response::text(404, "no endpoint has this path\n")
             }
         }

@@ -510,3 +510,38 @@ fn help_lists_the_commands_by_purpose() {
     // The old name still works.
     assert!(home.run(&["acts", "--help"]).stdout.contains("spid audit"));
 }
+
+/// A mistake in the marketplace's settings: the calls come to a path that no endpoint has.
+#[test]
+fn signed_calls_to_another_path_leave_a_line() {
+    let home = Home::with_log_hook();
+    for path in ["/spi/", "//spi", "/SPI", "/other"] {
+        let daemon = home.start();
+        let order = create("ob-1").signed();
+        for _ in 0..3 {
+            let target = format!("{path}?{order}");
+            assert_eq!(daemon.get_target(&target).status, 404, "{path}");
+        }
+        let line = daemon.wait_for_log("a callback came to a path without an endpoint");
+        assert!(line.contains("WARN") && line.trim_end().ends_with(&format!(" path={path}")), "{line}");
+        assert!(line.contains("the endpoint's path is /spi"), "{line}");
+        assert!(!daemon.log().contains("ob-1"), "the query is not logged");
+        daemon.stop();
+    }
+}
+
+/// A load balancer asks every few seconds, and so do scanners.
+#[test]
+fn health_checks_and_scanners_do_not_fill_the_log() {
+    let home = Home::with_log_hook();
+    let daemon = home.start();
+    for target in ["/livez", "/spi", "/spi/", "/wp-login.php?user=admin", "/"] {
+        daemon.get_target(target);
+    }
+    // A callback whose signature is missing is still logged.
+    assert_eq!(daemon.get(&create("ob-1").encoded()).status, 403);
+    daemon.wait_for_log("denied: the request carries no signature");
+    let log = daemon.log();
+    let warnings = log.lines().filter(|line| line.contains("WARN") && !line.contains("listen")).count();
+    assert_eq!(warnings, 1, "{log}");
+}

@@ -205,50 +205,35 @@ fn the_keys_that_need_a_restart_are_documented() {
 
 #[test]
 fn every_command_the_documents_name_exists() {
-    let mut seen = std::collections::BTreeSet::new();
+    let is_word = |word: &&str| {
+        word.starts_with(|c: char| c.is_ascii_lowercase())
+            && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+    };
+    let mut seen = std::collections::BTreeMap::new();
     for path in documents() {
         let text = read(path.to_str().unwrap());
-        for piece in text.split("spid ").skip(1) {
-            let words: Vec<&str> = piece
-                .split(|c: char| !(c.is_ascii_lowercase() || c == '-' || c == ' '))
-                .next()
-                .unwrap()
-                .split(' ')
-                .take(2)
-                .collect();
-            let nested = ["instances", "jobs", "callbacks", "held", "fixtures", "hook", "config"];
-            let plain = [
-                "serve",
-                "check-config",
-                "healthcheck",
-                "demo",
-                "sign",
-                "verify",
-                "replay",
-                "conformance",
-                "simulate",
-                "backup",
-                "restore",
-                "acts",
-                "route",
-                "completions",
-                "man",
-            ];
-            if nested.contains(&words[0])
-                && words.len() == 2
-                && !words[1].is_empty()
-                && !words[1].starts_with('-')
-            {
-                seen.insert(words.join(" "));
-            } else if plain.contains(&words[0]) {
-                seen.insert(words[0].to_owned());
+        // Commands are code: in a block of a shell, or between backticks.
+        let outside: String = text.split("```").step_by(2).collect();
+        let spans = outside.split('`').skip(1).step_by(2).filter(|span| span.starts_with("spid "));
+        let spans = spans.map(str::to_owned);
+        let lines = blocks(&text, "sh").join("\n");
+        for line in lines.lines().map(str::to_owned).chain(spans) {
+            // A comment of a shell is prose.
+            let mut words = line.split('#').next().unwrap().split_whitespace();
+            while words.find(|word| *word == "spid" || word.ends_with("(spid")).is_some() {
+                let named: Vec<&str> = words.clone().take(2).take_while(is_word).collect();
+                if !named.is_empty() {
+                    seen.insert(named.join(" "), path.clone());
+                }
             }
         }
     }
-    assert!(seen.len() >= 8, "{seen:?}");
-    for command in seen {
+    assert!(seen.len() > 30, "{seen:?}");
+    for (command, path) in seen {
+        // The program decides: a second word may be a subcommand or an argument.
         let output = Command::new(SPID).args(command.split(' ')).arg("--help").output().unwrap();
-        assert!(output.status.success(), "the documents name `spid {command}`, which does not exist");
+        let path = path.display();
+        assert!(output.status.success(), "{path} names `spid {command}`, which does not exist");
     }
 }
 

@@ -112,6 +112,21 @@ async fn every_exit_code_has_its_meaning() {
         run("exit 65", create).await,
         refused("the hook refused the call (exit code 65) without a reason")
     );
+    // What contradicts the code is no refusal: a paid order would be lost.
+    for (output, fault) in [
+        ("Traceback (most recent call last):", "the answer is not JSON: line 1, column 1"),
+        (r#"{"instance_id": "i-1"}"#, "its answer has no `refuse`"),
+        ("{}", "its answer has no `refuse`"),
+    ] {
+        let AttemptResult::Retry { error, .. } = run(&format!("echo '{output}'; exit 65"), create).await
+        else {
+            panic!("{output} refuses")
+        };
+        assert!(
+            error.contains("the hook exited with code 65, which refuses, but") && error.contains(fault),
+            "{error}"
+        );
+    }
     assert_eq!(run("exit 75", create).await, retry("the hook exited with code 75"));
     assert_eq!(run("echo why >&2; exit 1", create).await, retry("the hook exited with code 1: why"));
     assert_eq!(run("echo '{}'; exit 255", create).await, retry("the hook exited with code 255"));
@@ -134,7 +149,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
     assert!(!error.contains(CANARY));
     assert_eq!(
         run(r#"echo '{"instanceId": "i-1"}'"#, Action::Create).await,
-        retry("the answer has the unknown member `instanceId`; see `spid hook schema answer`")
+        retry("the answer has the unknown member `instanceId`; did you mean `instance_id`?")
     );
     assert_eq!(run("echo hello", Action::Expire).await, retry("the answer is not JSON: line 1, column 1"));
 }
@@ -344,6 +359,9 @@ async fn the_shell_example_lives_a_whole_life() {
     assert_eq!(made.app["front_end_url"].expose(), "https://biz-1.app.example");
     life.instance.id = made.instance_id;
     assert_eq!(state(), "active\n");
+    let signed_on = life.act(Action::SignOn).await.redirect.unwrap();
+    let ticket = signed_on.expose().strip_prefix("https://biz-1.app.example/login?ticket=").unwrap();
+    assert!(folder.path().join("biz-1/tickets").join(ticket).exists() && ticket.len() == 32, "{ticket}");
     for (action, after) in [
         (Action::Upgrade, "active\n"),
         (Action::Expire, "frozen\n"),
@@ -357,6 +375,8 @@ async fn the_shell_example_lives_a_whole_life() {
     life.act(Action::Release).await;
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     let end = life.runner.run(call(Action::SignOn)).await;
+    assert_eq!(end, refused("the instance is not active"));
+    let end = life.runner.run(call(Action::Other)).await;
     assert_eq!(end, refused("this hook does not support that"));
 }
 
@@ -394,4 +414,59 @@ async fn the_python_example_lives_a_whole_life() {
     let end =
         life.runner.run(call_for(&Callback::new(Action::SignOn, "x"), &life.instance, "key-late")).await;
     assert_eq!(end, refused("it is released"));
+}
+
+/// Settings of the configuration reach the hook, and nothing of spid's own environment.
+#[tokio::test]
+async fn a_hook_gets_its_settings_and_they_are_not_printed() {
+    let hook = ExecHook::new(["sh", "-c", r#"printf '{"instance_id": "%s"}' "$DATABASE_URL-$SPID_ACTION""#])
+        .setting("DATABASE_URL", spid_hook::Secret::new("postgres://fake"));
+    assert!(!format!("{hook:?}").contains("postgres"), "{hook:?}");
+    let hook = NamedHook::new("exec", hook).timeout(Duration::from_secs(60));
+    let AttemptResult::Done(answer) = run_hook(hook, call(Action::Create)).await else { panic!("not done") };
+    assert_eq!(answer.instance_id.as_deref(), Some("postgres://fake-create"));
+}
+
+/// A file that the system cannot start is a configuration to repair, and the message names the fault.
+#[tokio::test]
+async fn a_script_without_its_interpreter_says_so_at_run_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hook");
+    for (text, says) in [
+        ("#!/bin/sh\r\nexit 0\r\n", "has Windows line ends"),
+        ("#!/opt/no/such/python3\n", "the interpreter `/opt/no/such/python3`"),
+    ] {
+        executable(&path, text);
+        let hook = NamedHook::new("exec", ExecHook::new([path.to_str().unwrap()]));
+        let AttemptResult::Misconfigured { error, .. } = run_hook(hook, call(Action::Create)).await else {
+            panic!("{text}")
+        };
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+/// spid was killed between the start of the hook and its call: the examples change nothing and do not refuse.
+#[test]
+fn the_examples_do_nothing_without_a_call() {
+    for (name, arguments) in [
+        ("exec_hook.sh", &["made"][..]),
+        ("exec_hook.py", &["made"]),
+        ("approval.py", &["hook"]),
+        ("claim_first.py", &["hook", "https://app.example"]),
+        ("nginx_entitlements.py", &["hosts.map", "app.example", "127.0.0.1:9", "true"]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for action in Action::ALL {
+            let ended = std::process::Command::new(crate::support::examples::source(name))
+                .args(arguments)
+                .current_dir(folder.path())
+                .env("SPID_ACTION", action.as_str())
+                .env("SPID_IDEMPOTENCY_KEY", "key-1")
+                .stdin(std::process::Stdio::null())
+                .output()
+                .unwrap();
+            assert!(!matches!(ended.status.code(), Some(0 | 65)), "{name}, {action}: {ended:?}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{name}");
+    }
 }

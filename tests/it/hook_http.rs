@@ -212,7 +212,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
         ),
         (
             r#"{"instanceId": "i-1"}"#,
-            "the answer has the unknown member `instanceId`; see `spid hook schema answer`",
+            "the answer has the unknown member `instanceId`; did you mean `instance_id`?",
         ),
         ("<html>Welcome to nginx!</html>", "the answer is not JSON"),
     ] {

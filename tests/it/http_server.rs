@@ -187,6 +187,47 @@ async fn pipelined_requests_are_answered_in_order() {
     assert!(answer.find("GET /one").unwrap() < answer.find("GET /two").unwrap());
 }
 
+/// A proxy in front of spid may have read the other host.
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let mut server = start(patient()).await;
+    for head in [
+        "GET /a HTTP/1.1\r\n",
+        "GET /a HTTP/1.1\r\nHost: a\r\nHost: a\r\n",
+        "GET /a HTTP/1.0\r\nHost: a\r\nHost: b\r\n",
+    ] {
+        let answer = server.talk(format!("{head}\r\n")).await;
+        assert!(answer.contains(" 400 ") && !answer.contains("GET /a"), "{head}: {answer}");
+        assert_eq!(server.why().await, HttpFault::Malformed);
+    }
+    // The health checks of load balancers speak HTTP/1.0 and name none.
+    let answer = server.talk("GET /a HTTP/1.0\r\n\r\n").await;
+    assert!(answer.contains(" 200 ") && answer.ends_with("GET /a [] "), "{answer}");
+}
+
+/// `shutdown(SHUT_WR)` after the request, as `nc -N` does.
+#[tokio::test]
+async fn a_request_that_is_half_closed_after_sending_gets_its_answer() {
+    let mut server = start(patient()).await;
+    let mut peer = server.connect().await;
+    peer.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    peer.shutdown().await.unwrap();
+    server.sees("began").await;
+    server.gate.add_permits(1);
+    let answer = rest(&mut peer).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("slow but sure"), "{answer}");
+    // The end of stream in the same moment as the request.
+    let mut peer = server.connect().await;
+    peer.write_all(b"POST /spi HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\na=1").await.unwrap();
+    peer.shutdown().await.unwrap();
+    assert!(rest(&mut peer).await.ends_with("POST /spi [] a=1"));
+    // An idle peer that half-closes ends the connection.
+    let mut peer = server.connect().await;
+    peer.shutdown().await.unwrap();
+    assert_eq!(rest(&mut peer).await, "");
+    server.assert_alive().await;
+}
+
 #[tokio::test]
 async fn bodies_come_whole_in_either_framing() {
     let server = start(patient()).await;
@@ -414,15 +455,15 @@ async fn a_panic_is_a_500_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn who_hangs_up_cancels_nothing() {
-    // There is one slot. Another client is served only after the server has noticed that the first is gone.
+    // There is one slot. It is free again after the handler, because the peer may have closed only its own side.
     let mut server = start(ServerOptions { connections_max: 1, ..patient() }).await;
     let mut peer = server.connect().await;
     peer.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     server.sees("began").await;
     drop(peer);
-    server.assert_alive().await;
     server.gate.add_permits(1);
     server.sees("ended").await;
+    server.assert_alive().await;
 }
 
 #[tokio::test]
@@ -480,7 +521,7 @@ async fn a_request_on_its_way_at_the_stop_is_answered_and_is_the_last() {
 
 #[tokio::test]
 async fn a_stop_waits_for_the_handlers_of_those_who_hung_up() {
-    let mut server = start(ServerOptions { connections_max: 1, ..patient() }).await;
+    let mut server = start(patient()).await;
     let mut peer = server.connect().await;
     peer.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     server.sees("began").await;

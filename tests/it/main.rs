@@ -57,3 +57,4 @@ mod store_conformance;
 mod telemetry;
 mod testing;
 mod unreadable;
+mod verify;

@@ -57,6 +57,10 @@ enum Wrong {
     NeedsTwoAttempts,
     NoUpgradeWhileFrozen,
     Pending,
+    PendingRenewals,
+    PendingAndRefusesRenewals,
+    /// Keeps answers in memory, which a restart clears.
+    ForgetsAnswers,
 }
 
 #[derive(Default)]
@@ -144,7 +148,9 @@ impl Hook {
             Wrong::RefusesAgain if again => return Err(HookError::refuse("this tenant is there already")),
             Wrong::PendingAgain if again => return Err(HookError::pending("somebody is at it")),
             Wrong::NeedsTwoAttempts if !again => return Err(HookError::retry("not yet")),
-            Wrong::Pending => return Err(HookError::pending("waits for sales")),
+            Wrong::Pending | Wrong::PendingAndRefusesRenewals => {
+                return Err(HookError::pending("waits for sales"));
+            }
             Wrong::AlwaysFails => return Err(HookError::retry("the database is not there")),
             Wrong::Refuses => return Err(HookError::refuse("this product is not ours")),
             Wrong::ChecksThenInserts => {
@@ -196,6 +202,11 @@ impl ProvisioningHook for Hook {
 
     async fn renew(&self, call: RenewCall) -> Result<Updated, HookError> {
         yield_now().await;
+        match self.wrong {
+            Wrong::PendingRenewals => return Err(HookError::pending("waits for sales")),
+            Wrong::PendingAndRefusesRenewals => return Err(HookError::refuse("no renewals")),
+            _ => {}
+        }
         self.tenant(&call.instance, |tenant| tenant.frozen = false);
         Ok(Updated::new())
     }
@@ -293,7 +304,8 @@ const GO_ON: &str = "the next attempt must find the remains of an earlier one an
 async fn a_hook_that_is_right_passes_and_leaves_nothing() {
     let hook = Hook::new(Wrong::Nothing);
     let report = check_of(&hook).requires(Action::Upgrade).run().await;
-    assert!(report.not_run.is_empty(), "{report}");
+    assert_eq!(report.not_run, [Part::Restarts], "{report}");
+    assert!(report.to_string().contains("after a restart of the hook: not tried;"), "{report}");
     assert!(report.sections.iter().all(|section| section.calls > 0), "{report}");
     let remarks: Vec<Action> = report.findings.iter().map(|finding| finding.action).collect();
     assert_eq!(remarks, [Action::Payment], "{report}");
@@ -304,7 +316,7 @@ async fn a_hook_that_is_right_passes_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_with_threads_is_as_good() {
     report_on(Wrong::Nothing).await.assert_ok();
-    testing::check(LogHook).await.assert_ok();
+    Check::new(LogHook).without(Action::SignOn).run().await.assert_ok();
 }
 
 #[tokio::test]
@@ -475,7 +487,7 @@ async fn where_nothing_is_made_nothing_else_is_asked() {
         let report = report_on(wrong).await;
         assert_eq!(first(&report).0, kind);
         assert!(first(&report).2.contains(part), "{report}");
-        assert_eq!((report.faults().count(), report.not_run.len()), (1, 5), "{report}");
+        assert_eq!((report.faults().count(), report.not_run.len()), (1, 6), "{report}");
     }
 }
 
@@ -498,18 +510,23 @@ async fn what_is_not_sold_need_not_be_done() {
     }
     let small = || Small(Hook::new(Wrong::Nothing));
     let report = testing::check(small()).await;
+    let (kind, action, sentence) = first(&report);
+    assert_eq!((kind, action), (FindingKind::Unsupported, Action::SignOn), "{report}");
+    assert!(sentence.contains("the buyers of a listing sign on; answer a `redirect`"), "{sentence}");
+    let check = || Check::new(small()).without(Action::SignOn);
+    let report = check().run().await;
     assert!(
         report.passed && report.to_string().contains("· `upgrade`: the hook does not support the action"),
         "{report}"
     );
-    let report = Check::new(small()).requires(Action::Upgrade).run().await;
+    let report = check().requires(Action::Upgrade).run().await;
     only(
         &report,
         FindingKind::Unsupported,
         Action::Upgrade,
         "`upgrade`: the hook does not support a required action; implement it.",
     );
-    let report = Check::new(small()).without(Action::Upgrade).run().await;
+    let report = check().without(Action::Upgrade).run().await;
     assert!(!report.to_string().contains("upgrade`"), "{report}");
 }
 
@@ -527,7 +544,7 @@ async fn remarks_are_no_faults() {
 
 #[tokio::test]
 async fn a_probe_that_fails_is_not_the_hook_s_fault_and_is_told() {
-    let check = Check::new(LogHook).count(|_| async { Ok("many".parse::<usize>()?) });
+    let check = Check::new(LogHook).without(Action::SignOn).count(|_| async { Ok("many".parse::<usize>()?) });
     let report = check.run().await;
     only(
         &report,
@@ -539,7 +556,7 @@ async fn a_probe_that_fails_is_not_the_hook_s_fault_and_is_told() {
 
 #[tokio::test]
 async fn a_test_may_be_a_task_of_its_own() {
-    tokio::spawn(testing::check(LogHook)).await.unwrap().assert_ok();
+    tokio::spawn(testing::check(Hook::new(Wrong::Nothing))).await.unwrap().assert_ok();
 }
 
 #[tokio::test]
@@ -560,15 +577,58 @@ async fn what_is_refused_only_while_frozen_is_asked_again_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_create_that_is_pending_ends_the_test_with_a_remark() {
-    let report = report_on(Wrong::Pending).await;
-    assert!(report.passed && report.not_run.len() == 5, "{report}");
+async fn a_hook_that_only_answers_pending_was_not_tested() {
+    for wrong in [Wrong::Pending, Wrong::PendingRenewals] {
+        let report = report_on(wrong).await;
+        let (kind, _, sentence) = first(&report);
+        assert_eq!((kind, report.passed), (FindingKind::Pending, false), "{report}");
+        assert!(
+            sentence.contains(
+                "the call is pending (waits for sales), so neither it nor the calls after it were tested"
+            ),
+            "{report}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_hook_whose_creates_a_person_completes_is_tested_to_the_end() {
+    let hook = Hook::new(Wrong::Pending);
+    let report = check_of(&hook).pending(Action::Create).run().await;
+    assert_eq!(report.not_run, [Part::Restarts], "{report}");
+    report.assert_ok();
+    // The other faults of such a hook are found.
+    let report = check_of(&Hook::new(Wrong::PendingAndRefusesRenewals)).pending(Action::Create).run().await;
+    assert_eq!((first(&report).0, first(&report).1), (FindingKind::Refuses, Action::Renew), "{report}");
+}
+
+#[tokio::test]
+async fn a_hook_that_keeps_answers_in_memory_is_found_by_a_restart() {
+    let hook = Hook::new(Wrong::ForgetsAnswers);
+    let again = hook.clone();
+    let restart = move || {
+        again.with(|world| world.answers.clear());
+        let hook = again.clone();
+        async move { Ok(hook) }
+    };
+    let report = check_of(&hook).restart(restart).run().await;
+    let (kind, action, sentence) = first(&report);
+    assert_eq!((kind, action), (FindingKind::AnotherId, Action::Create), "{report}");
     assert!(
-        report
-            .to_string()
-            .contains("the call is pending (waits for sales), so the calls after it could not be tested"),
-        "{report}"
+        sentence.contains("called again after its restart, the hook answered the `instance_id`")
+            && sentence.ends_with("because memory does not survive a restart."),
+        "{sentence}"
     );
+
+    let hook = Hook::new(Wrong::Nothing);
+    let same = hook.clone();
+    let report = check_of(&hook).restart(move || std::future::ready(Ok(same.clone()))).run().await;
+    assert!(report.passed && report.not_run.is_empty(), "{report}");
+    let broken = || std::future::ready(Err::<Hook, _>(HookError::retry("no such service")));
+    let report = check_of(&Hook::new(Wrong::Nothing)).restart(broken).run().await;
+    assert_eq!(first(&report).0, FindingKind::RestartFails, "{report}");
+    let report = check_of(&Hook::new(Wrong::Nothing)).starts_for_every_call().run().await;
+    assert!(report.passed && report.not_run.is_empty(), "{report}");
 }
 
 #[tokio::test]

@@ -280,7 +280,7 @@ pub enum Unreadable {
     #[error("the answer is not a JSON object")]
     NotAnObject,
     /// A member that the contract does not have.
-    #[error("the answer has the unknown member `{0}`; see `spid hook schema answer`")]
+    #[error("the answer has the unknown member `{0}`; {meant}", meant = meant(.0))]
     Unknown(String),
     /// A member of another type.
     #[error("`{name}` of the answer is not {expected}")]
@@ -301,6 +301,25 @@ pub enum Unreadable {
     /// The answer to this action is empty.
     #[error("the answer to `{0}` is empty; answer at least `{{}}`")]
     Empty(Action),
+}
+
+/// Suggestion for an unknown member: a name that differs only in capitals and underscores, as the marketplaces write
+/// them, or that stands in another section.
+fn meant(name: &str) -> String {
+    let plain = |name: &str| name.replace('_', "").to_lowercase();
+    let (section, last) = name.split_once('.').unwrap_or(("", name));
+    let wanted = plain(last);
+    let of = |section: &'static str, fields: &'static [&'static str]| {
+        fields.iter().map(move |field| (section, format!("{section}.{field}"), plain(field)))
+    };
+    let whole = NULLABLE.iter().map(|name| ("", (*name).to_owned(), plain(name)));
+    let known: Vec<_> = whole.chain(of("app", &APP_FIELDS)).chain(of("host", &HOST_FIELDS)).collect();
+    let alike =
+        || known.iter().filter(|(_, _, plain)| *plain == wanted || *plain == wanted.trim_end_matches("info"));
+    match alike().find(|(of, ..)| *of == section).or_else(|| alike().next()) {
+        Some((_, full, _)) => format!("did you mean `{full}`?"),
+        None => "see `spid hook schema answer`".to_owned(),
+    }
 }
 
 /// Members that may be null.
@@ -553,6 +572,25 @@ mod tests {
         assert_eq!(success(written, Action::Create).unwrap(), built);
         assert!(!format!("{built:?}").contains(CANARY));
         assert!(!built.split().open.unwrap().contains(CANARY));
+    }
+
+    #[test]
+    fn the_spelling_of_a_marketplace_is_recognised() {
+        for (wrong, right) in [
+            (json!({"app": {"frontEndUrl": "x"}}), "did you mean `app.front_end_url`?"),
+            (json!({"app": {"FrontendURL": "x"}}), "did you mean `app.front_end_url`?"),
+            (json!({"host": {"innerIp": "x"}}), "did you mean `host.inner_ip`?"),
+            (json!({"host": {"userName": "x"}}), "did you mean `host.username`?"),
+            (json!({"app": {"ip": "x"}}), "did you mean `host.ip`?"),
+            (json!({"instanceId": "x"}), "did you mean `instance_id`?"),
+            (json!({"appInfo": {}}), "did you mean `app`?"),
+            (json!({"hostInfo": {}}), "did you mean `host`?"),
+            (json!({"adminUrl": "x"}), "did you mean `app.admin_url`?"),
+            (json!({"colour": "x"}), "see `spid hook schema answer`"),
+        ] {
+            let text = read(wrong).unwrap_err().to_string();
+            assert!(text.ends_with(right), "{text}");
+        }
     }
 
     #[test]

@@ -12,12 +12,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::cli::app::{self, in_process};
+use crate::cli::lab::scenario::interrupted;
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure, Inside, runtime, words};
 use crate::config::{self, Config, Environment, ProcessEnvironment};
 use crate::hooks::exec::ExecHook;
 use crate::hooks::http::{HttpHook, HttpHookOptions};
-use crate::hooks::runner::Runner;
+use crate::hooks::runner::{Executor, Runner};
 use crate::net::Url;
 use crate::observe::limits;
 use spid_core::span::Span;
@@ -66,6 +67,14 @@ pub(crate) struct TestArguments {
     /// Fail if this action is not supported.
     #[arg(long, value_name = "ACTION", value_parser = words::action())]
     require: Vec<Action>,
+    /// Allow `pending` as the answer to this action, because a person completes it. The test goes on as if the call
+    /// were completed.
+    #[arg(long, value_name = "ACTION", value_parser = words::action())]
+    pending: Vec<Action>,
+    /// Command that restarts the service and ends when the service listens again. The test then repeats calls, which
+    /// finds answers that were only kept in memory.
+    #[arg(long, value_name = "CMD", num_args = 1.., requires = "http")]
+    restart: Vec<String>,
     /// Command that prints how many resources exist for an instance. It gets the instance as JSON on its standard
     /// input, and SPID_ORDER_BIZ_ID and SPID_INSTANCE_ID.
     #[arg(long, value_name = "CMD", num_args = 1..)]
@@ -129,11 +138,21 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 pub(crate) fn test(arguments: TestArguments, inside: Option<Inside>, output: &mut Output) -> Done {
-    let (hook, timeout, inside) = arguments.hook(inside)?;
-    let mut check = arguments.wares.onto(Check::new(hook));
+    let Tested { hook, timeout, inside, is_exec, has_sign_on } = arguments.hook(inside)?;
+    let mut check = arguments.wares.onto(Check::new(hook.clone()));
     if let Some(timeout) = arguments.timeout.or(timeout) {
         check = check.timeout(timeout);
     }
+    if is_exec {
+        check = check.starts_for_every_call();
+    } else if !arguments.restart.is_empty() {
+        let command = arguments.restart.clone();
+        check = check.restart(move || restarted(command.clone(), hook.clone()));
+    }
+    if !has_sign_on && !arguments.require.contains(&Action::SignOn) {
+        check = check.without(Action::SignOn);
+    }
+    check = arguments.pending.iter().fold(check, |check, action| check.pending(*action));
     check = check.at_once(arguments.at_once).kills(arguments.kills).seed(arguments.seed);
     check = arguments.without.iter().fold(check, |check, action| check.without(*action));
     check = arguments.require.iter().fold(check, |check, action| check.requires(*action));
@@ -145,7 +164,14 @@ pub(crate) fn test(arguments: TestArguments, inside: Option<Inside>, output: &mu
     let report = runtime.block_on(async {
         app::start(inside).await?;
         let mut teller = Teller { output: &mut *output, verbose: arguments.verbose };
-        Ok::<_, Failure>(check.run_watched(&mut teller).await)
+        // Dropping the test kills the processes of the hook, which would otherwise outlive this one.
+        tokio::select! {
+            report = check.run_watched(&mut teller) => Ok(report),
+            () = interrupted() => Err(Failure::new(
+                Exit::NotMet,
+                "interrupted: nothing was judged, and orders of the test may not be released",
+            )),
+        }
     })?;
     // Do not wait for a hook that blocks its thread.
     runtime.shutdown_background();
@@ -156,39 +182,57 @@ pub(crate) fn test(arguments: TestArguments, inside: Option<Inside>, output: &mu
     }
     match report.passed {
         true => Ok(()),
-        false => Err(Failure::new(Exit::NotMet, "the hook is not safe to run twice")
+        false => Err(Failure::new(Exit::NotMet, "the hook did not pass the test")
             .hint("-v shows every call and how it ended")),
     }
 }
 
+/// Hook under test.
+struct Tested {
+    hook: AnyHook,
+    /// Configured timeout.
+    timeout: Option<Duration>,
+    /// Hook inside, if it must be started.
+    inside: Option<Inside>,
+    /// True if every call starts a program.
+    is_exec: bool,
+    /// True unless the marketplaces of the configuration have no sign-on.
+    has_sign_on: bool,
+}
+
 impl TestArguments {
-    /// Hook under test, its configured timeout if it has one, and the hook inside if it must be started.
-    fn hook(&self, inside: Option<Inside>) -> Result<(AnyHook, Option<Duration>, Option<Inside>), Failure> {
+    fn hook(&self, inside: Option<Inside>) -> Result<Tested, Failure> {
+        let tested = |hook, is_exec| Tested { hook, timeout: None, inside: None, is_exec, has_sign_on: true };
         let wrong = |from: &str, text: String| Failure::new(Exit::Config, format!("`{from}`: {text}"));
         if !self.which.exec.is_empty() {
             let hook = ExecHook::new(self.which.exec.clone());
             hook.check().map_err(|error| wrong("--exec", error.to_string()))?;
-            return Ok((hook.into(), None, None));
+            return Ok(tested(hook.into(), true));
         }
         if let Some(url) = &self.which.http {
             let hook = HttpHook::new(url.clone(), self.keys()?, HttpHookOptions::default());
             hook.check().map_err(|error| wrong("--http", error.to_string()))?;
-            return Ok((hook.into(), None, None));
+            return Ok(tested(hook.into(), false));
         }
         if let Some(path) = &self.which.config {
             let config = Config::load(path, &ProcessEnvironment, &[], in_process(inside.as_ref()))?;
             let name = self.hook.as_deref();
-            let named =
-                config.live.runner.hook(name).ok_or_else(|| {
-                    wrong("--hook", not_reached(&config.live.runner, name.unwrap_or_default()))
-                })?;
-            return Ok((named.hook.clone().into(), Some(named.timeout), inside));
+            let runner = &config.live.runner;
+            let named = runner
+                .hook(name)
+                .ok_or_else(|| wrong("--hook", not_reached(runner, name.unwrap_or_default())))?;
+            let is_exec = matches!(named.hook, Executor::Exec(_));
+            let has_sign_on =
+                config.live.endpoints.iter().any(|(_, endpoint)| endpoint.dialect.has_sign_on());
+            let (hook, timeout) = (named.hook.clone().into(), Some(named.timeout));
+            return Ok(Tested { hook, timeout, inside, is_exec, has_sign_on });
         }
         // Without an option only a program that embeds spid has a hook.
         let inside = inside.ok_or_else(|| {
             Failure::new(Exit::Usage, "no hook given").hint("--exec CMD…, --http URL or --config FILE")
         })?;
-        Ok((inside.without_configuration()?, None, Some(inside)))
+        let hook = inside.without_configuration()?;
+        Ok(Tested { inside: Some(inside), ..tested(hook, false) })
     }
 
     fn keys(&self) -> Result<WebhookKeys, Failure> {
@@ -261,6 +305,19 @@ impl Observer for Teller<'_> {
         let number = attempted.call.context().attempt;
         self.output.print_error(&format!("  -> {}, attempt {number}: {}", attempted.step, shown(&call)));
         self.output.print_error(&format!("  <- {}", shown(&attempted.end.to_string())));
+    }
+}
+
+/// Runs the author's command that restarts the service, and returns the hook that calls the service.
+async fn restarted(command: Vec<String>, hook: AnyHook) -> Result<AnyHook, HookError> {
+    let (program, arguments) = command.split_first().ok_or_else(|| HookError::retry("it is empty"))?;
+    // The service may inherit the output, so the end of the command is waited for, and not that of its output.
+    let mut child =
+        Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let status = child.wait().await?;
+    match status.success() {
+        true => Ok(hook),
+        false => Err(HookError::retry(format!("`{program}` ended with {status}"))),
     }
 }
 

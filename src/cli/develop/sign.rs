@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::keys::arguments::SignatureArguments;
+use crate::cli::keys::arguments::{Access, SignatureArguments};
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure};
 use spid_core::dialect::{OutRequest, SendForm, Sending};
@@ -38,7 +38,7 @@ struct Signed<'a> {
 }
 
 pub(crate) fn sign(arguments: SignArguments, output: &mut Output) -> Done {
-    let (keys, url, dialect) = arguments.signature.resolve()?;
+    let (Access { keys, url, .. }, dialect) = arguments.signature.resolve()?;
     let to = arguments.to.or(url).unwrap_or_else(|| "http://127.0.0.1:8080/spi".to_owned());
     let parameters = pairs(&arguments.parameters)?;
     let mut sending = Sending::at(Clock::System.now());

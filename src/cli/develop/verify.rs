@@ -4,14 +4,17 @@
 //! [`explain`] finds the likely mistake of the sender.
 
 use clap::Args;
+use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cli::keys::arguments::SignatureArguments;
+use crate::cli::keys::arguments::{Access, SignatureArguments};
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure};
-use spid_core::dialect::{Denial, Options, RawRequest, explain, shown_base};
+use crate::serve::public::resembles;
+use spid_core::dialect::{Denial, Dialect, RawRequest, explain, shown_base};
+use spid_core::lifecycle::{Policy, Reason};
 use spid_core::query::{TOKEN_PLACEHOLDER, names_a_token};
-use spid_hook::callback::Callback;
+use spid_hook::callback::{Action, Callback};
 use spid_hook::time::Clock;
 
 #[derive(Args)]
@@ -27,9 +30,46 @@ pub(crate) struct VerifyArguments {
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
-    /// URL of the request, or only its query string.
+    /// URL of the request, its first line, or only its query string.
     #[arg(default_value = "")]
     url: String,
+}
+
+/// A request as it was pasted: `GET /spi?… HTTP/1.1`, a URL, a path with a query, or a query.
+struct Pasted<'a> {
+    method: Option<&'a str>,
+    /// Path; `None` for a query alone.
+    path: Option<&'a str>,
+    query: &'a str,
+}
+
+impl<'a> Pasted<'a> {
+    fn read(text: &'a str) -> Pasted<'a> {
+        let text = text.trim().trim_matches(['"', '\'']);
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        let (method, target) = match words.as_slice() {
+            [method, target, rest @ ..]
+                if method.bytes().all(|byte| byte.is_ascii_uppercase())
+                    && rest.first().is_none_or(|version| version.starts_with("HTTP/")) =>
+            {
+                (Some(*method), *target)
+            }
+            _ => (None, text),
+        };
+        // A browser shows the part behind `#`, and never sends it.
+        let is_query = !target.starts_with('/') && !target.contains("://");
+        let target = if is_query { target } else { target.split('#').next().unwrap_or_default() };
+        let (before, query) = match target.split_once('?') {
+            Some(parts) => parts,
+            None if is_query => ("", target),
+            None => (target, ""),
+        };
+        let path = match before.split_once("://") {
+            Some((_, behind)) => behind.find('/').and_then(|at| behind.get(at..)),
+            None => Some(before).filter(|before| before.starts_with('/')),
+        };
+        Pasted { method, path, query }
+    }
 }
 
 #[derive(Serialize)]
@@ -43,6 +83,9 @@ struct Verdict {
     explanation: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     base: Option<String>,
+    /// Reason why the daemon refuses the request although its signature is valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     callback: Option<Callback>,
 }
@@ -54,24 +97,30 @@ pub(crate) fn verify(arguments: VerifyArguments, output: &mut Output) -> Done {
     } else {
         print(&verdict, output)?;
     }
-    if verdict.verified { Ok(()) } else { Err(Failure::new(Exit::NotMet, "the signature is not valid")) }
+    match (verdict.verified, verdict.refusal) {
+        (true, None) => Ok(()),
+        (true, Some(_)) => {
+            Err(Failure::new(Exit::NotMet, "the signature is valid, and spid refuses the request"))
+        }
+        (false, _) => Err(Failure::new(Exit::NotMet, "the signature is not valid")),
+    }
 }
 
 fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
-    let (keys, _, dialect) = arguments.signature.resolve()?;
+    let (Access { keys, path, policy, options, .. }, dialect) = arguments.signature.resolve()?;
     let headers = headers(arguments)?;
-    // The argument may be a whole URL or only its query string.
-    let query = arguments.url.split_once('?').map_or(arguments.url.as_str(), |(_, query)| query);
+    let pasted = Pasted::read(&arguments.url);
     // Names are in lower case, because header names are not case-sensitive.
     let header =
         |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let request = RawRequest {
-        method: if arguments.body.is_some() { "POST" } else { "GET" },
-        query: query.as_bytes(),
+        method: pasted.method.unwrap_or(if arguments.body.is_some() { "POST" } else { "GET" }),
+        query: pasted.query.as_bytes(),
         header: &header,
         body: arguments.body.as_deref().unwrap_or_default().as_bytes(),
     };
-    let signed = match dialect.parts(&request, Clock::System.now()) {
+    let now = Clock::System.now();
+    let signed = match dialect.parts(&request, now) {
         Ok(signed) => signed,
         Err(refusal) => return Ok(refused(&refusal)),
     };
@@ -79,20 +128,46 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
     let parts = signed.parts.clone();
     let presented = signed.presented.clone();
     Ok(match signed.verify(&keys) {
-        Ok(verified) => Verdict {
-            verified: true,
-            key: Some(verified.key_label().to_string()),
-            reason: None,
-            explanation: None,
-            base: Some(shown_base(&parts)),
-            callback: Some(without_tokens(dialect.callback(verified, &Options::default()))),
-        },
+        Ok(verified) => {
+            let key = Some(verified.key_label().to_string());
+            let callback = dialect.callback(verified, &options);
+            let refusal = fault_of_path(pasted.path, path.as_deref(), dialect)
+                .or_else(|| fault_of_time(&callback, policy, now));
+            Verdict {
+                verified: true,
+                key,
+                reason: None,
+                explanation: None,
+                base: Some(shown_base(&parts)),
+                refusal,
+                callback: Some(without_tokens(callback)),
+            }
+        }
         Err(mismatch) => Verdict {
             explanation: Some(explain(mismatch, &parts, presented.as_deref(), &keys)),
             base: Some(shown_base(&parts)),
             ..refused(&mismatch.into())
         },
     })
+}
+
+/// Explains that the path is not the endpoint's own, but nearly: the daemon compares paths byte by byte. Any other path
+/// may be one that a proxy changes.
+fn fault_of_path(called: Option<&str>, path: Option<&str>, dialect: &dyn Dialect) -> Option<String> {
+    let (called, path) = (called?, path?);
+    let own = dialect.path_suffixes().iter().map(|tail| format!("{}{tail}", path.trim_end_matches('/')));
+    let own: Vec<String> = std::iter::once(path.to_owned()).chain(own).collect();
+    if own.iter().any(|own| own == called) {
+        return None;
+    }
+    let near = own.iter().find(|own| resembles(called, own))?;
+    Some(format!("its path is `{called}`, and the endpoint's is `{near}`: the answer is 404"))
+}
+
+/// Explains that the daemon takes a sign-on for an old one, as [`lifecycle::decide`](spid_core::lifecycle::decide) does.
+fn fault_of_time(callback: &Callback, policy: Policy, now: Timestamp) -> Option<String> {
+    (callback.action == Action::SignOn && !policy.is_fresh(callback.sent_at, now))
+        .then(|| Reason::SignOnStale.to_string())
 }
 
 /// Replaces the values of parameters whose names look like a token's.
@@ -113,6 +188,7 @@ fn refused(refusal: &Denial) -> Verdict {
         reason: Some(refusal.reason()),
         explanation: Some(refusal.to_string()),
         base: None,
+        refusal: None,
         callback: None,
     }
 }
@@ -148,6 +224,9 @@ fn print(verdict: &Verdict, output: &mut Output) -> Done {
     }
     if let Some(base) = &verdict.base {
         output.line(&format!("base string: {}", shown(base)))?;
+    }
+    if let Some(refusal) = &verdict.refusal {
+        output.line(&format!("spid refuses the request: {}", shown(refusal)))?;
     }
     if let Some(callback) = &verdict.callback {
         output.line(&format!("action: {}", callback.action))?;

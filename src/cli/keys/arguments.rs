@@ -9,7 +9,8 @@ use clap::Args;
 use crate::cli::{Exit, Failure, words};
 use crate::config::{self, DEV_KEY, EndpointAccess, Environment, ProcessEnvironment};
 use crate::net::Url;
-use spid_core::dialect::{self, Dialect};
+use spid_core::dialect::{self, Dialect, Options};
+use spid_core::lifecycle::Policy;
 use spid_core::signature::{Key, Keys};
 use spid_hook::Secret;
 
@@ -69,11 +70,11 @@ pub(crate) struct SignatureArguments {
 }
 
 impl SignatureArguments {
-    /// Returns the keys, the URL of the configured endpoint, and the dialect.
-    pub(crate) fn resolve(&self) -> Result<(Keys, Option<String>, &'static dyn Dialect), Failure> {
+    /// Returns the keys with what is known of the endpoint, and the dialect.
+    pub(crate) fn resolve(&self) -> Result<(Access, &'static dyn Dialect), Failure> {
         let access = self.key.access(self.config.as_deref(), self.endpoint.as_deref())?;
         let dialect = dialect_or_alibaba(self.dialect.or(access.dialect))?;
-        Ok((access.keys, access.url, dialect))
+        Ok((access, dialect))
     }
 }
 
@@ -99,6 +100,12 @@ pub(crate) struct Access {
     pub(crate) dialect: Option<&'static dyn Dialect>,
     /// URL of the configured endpoint at this machine; `None` behind TLS, where only a name is valid.
     pub(crate) url: Option<String>,
+    /// Path of the configured endpoint.
+    pub(crate) path: Option<String>,
+    /// Policy of the configuration, or the default one.
+    pub(crate) policy: Policy,
+    /// Options of the configured endpoint, or the default ones.
+    pub(crate) options: Options,
 }
 
 impl Access {
@@ -145,7 +152,8 @@ impl KeyArguments {
     pub(crate) fn access(&self, config: Option<&Path>, name: Option<&str>) -> Result<Access, Failure> {
         // `SPID_CONFIG` applies to every command, so a key on the command line goes before it.
         if self.is_given() {
-            return Ok(Access { keys: self.keys()?, dialect: None, url: None });
+            let (policy, options) = (Policy::default(), Options::default());
+            return Ok(Access { keys: self.keys()?, dialect: None, url: None, path: None, policy, options });
         }
         let Some(config) = config else {
             return Err(Failure::new(Exit::Usage, "there is no key")
@@ -164,7 +172,7 @@ impl KeyArguments {
             }
             (Some(name), _) => names.iter().position(|known| *known == name),
         };
-        let Some(EndpointAccess { endpoint, path, listen, is_tls }) =
+        let Some(EndpointAccess { endpoint, path, listen, is_tls, policy }) =
             index.and_then(|index| found.get(index))
         else {
             let name = name.unwrap_or_default();
@@ -172,7 +180,14 @@ impl KeyArguments {
                 .hint(format!("use {}", names.join(", "))));
         };
         let url = (!is_tls).then(|| format!("http://{}{path}", here(*listen)));
-        Ok(Access { keys: endpoint.keys.clone(), dialect: Some(endpoint.dialect), url })
+        Ok(Access {
+            keys: endpoint.keys.clone(),
+            dialect: Some(endpoint.dialect),
+            url,
+            path: Some(path.clone()),
+            policy: *policy,
+            options: endpoint.options.clone(),
+        })
     }
 }
 

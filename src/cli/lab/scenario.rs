@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::task::Poll;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Exit, Failure};
@@ -43,12 +45,17 @@ impl States for StoreStates<'_> {
     }
 }
 
-/// Completes at Ctrl-C; the caller then reports what it has so far.
+/// Completes at Ctrl-C, SIGTERM or SIGHUP; the caller then reports what it has so far.
 pub(crate) async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without a signal handler the future never completes, and Ctrl-C ends the process as usual.
-        std::future::pending::<()>().await;
-    }
+    // A build server ends a command with SIGTERM, and a closed terminal with SIGHUP.
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals: Vec<Signal> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    // Without a signal handler the future never completes, and the signal ends the process as usual.
+    std::future::poll_fn(|context| {
+        let received = signals.iter_mut().any(|signal| signal.poll_recv(context) == Poll::Ready(Some(())));
+        if received { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Writes a file that the user asked for.

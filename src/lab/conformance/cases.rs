@@ -125,7 +125,7 @@ pub fn cases() -> &'static [Case] {
 }
 
 #[rustfmt::skip] // a table: a line of facts, a line of code, a line of words
-static CASES: [Case; 61] = [
+static CASES: [Case; 62] = [
     // Purchase.
     case!("create", Must, Activation, CREATE, [], own!(create),
         "A purchase is answered with an id that is not 0, at once or when the marketplace calls again."),
@@ -169,6 +169,8 @@ static CASES: [Case; 61] = [
     case!("token-long", Must, Signature, TOKEN, ["wrong-token", "token-end"],
         Denied("a purchase with two digits behind its token", |_, it| it.token(|right| format!("{right}00"))),
         "A token with additional digits is denied."),
+    case!("empty-key", Must, Signature, TOKEN, ["wrong-token"], own!(empty_key),
+        "A request that was signed with an empty key, or with the text of an unset one, is denied."),
     case!("altered-expiry", Must, Signature, TOKEN, ["wrong-token"],
         // The forged term is 12 months instead of one.
         Denied("a purchase whose expiry was changed after signing", |run, it| TestRequest { altered: vec![("expiredOn".to_owned(), run.hence(12 * MONTH))], ..it }),
@@ -298,6 +300,7 @@ async fn create(run: &mut TestRun) -> Tested {
     run.exchanges.clone_from(&run.discovery.exchanges);
     match &run.discovery.first {
         Ok(instance) => Ok(Finding::Id { id: instance.id.clone() }),
+        Err(found @ Finding::UnsetKeyAccepted { .. }) => Err(found.clone()),
         Err(found) => Err(Finding::NoKnownToken { found: Box::new(found.clone()) }),
     }
 }
@@ -361,7 +364,8 @@ async fn expect_sign_on_denied(
     let request = other(run, &instance, link);
     let answer = run.send_to(&run.sign_on_url(&instance), &request).await?;
     let status = answer.status;
-    if status < 400 && answer.redirect_target() == good.redirect_target() {
+    let leads_in = status < 400 && answer.leads_a_browser();
+    if leads_in && answer.redirect_target() == good.redirect_target() {
         return Err(Finding::LinkAccepted { request: request.what, status });
     }
     Ok(Finding::AnsweredStatus { status })
@@ -439,8 +443,29 @@ async fn id_is_order(run: &mut TestRun) -> Tested {
 async fn success_is_boolean(run: &mut TestRun) -> Tested {
     let instance = run.buy().await?;
     match run.until_success(&run.renewal(&instance.id, 2)).await?.member("success") {
-        Some(Json::Bool(_)) => Ok(Finding::SuccessIsBoolean {}),
-        other => Err(Finding::SuccessIsNoBoolean { value: other.cloned().unwrap_or_default() }),
+        Some(Json::Bool(_)) => {}
+        other => return Err(Finding::SuccessIsNoBoolean { value: other.cloned().unwrap_or_default() }),
+    }
+    // Failures may be written by other code. They need no `success`, but one that is there is a boolean.
+    let (order, _) = run.purchase();
+    let forged = run.renewal(&instance.id, 3).token(wrong_token).what("a renewal with a wrong token");
+    let unknown = run.renewal(&order.biz, 2).what("a renewal of an unknown instance");
+    for request in [forged, unknown] {
+        match run.send(&request).await?.member("success") {
+            None | Some(Json::Bool(_)) => {}
+            Some(value) => {
+                return Err(Finding::FailureIsNoBoolean { request: request.what, value: value.clone() });
+            }
+        }
+    }
+    Ok(Finding::SuccessIsBoolean {})
+}
+
+/// Tests all five texts, because the language of the endpoint decides which of them an unset key is.
+async fn empty_key(run: &mut TestRun) -> Tested {
+    match run.accepts_unset_key().await {
+        Some(key) => Err(Finding::UnsetKeyAccepted { key: key.name }),
+        None => Ok(Finding::EachRefused {}),
     }
 }
 

@@ -329,7 +329,7 @@ impl Suite {
         let found = unless_stopped(stop.as_mut(), first.discover(&mut discovery)).await;
         let mut stopped = found.transpose()?.is_none();
         discovery.exchanges = first.exchanges;
-        let (discovery, mut created) = (Arc::new(discovery), first.created);
+        let (discovery, mut created, mut unanswered) = (Arc::new(discovery), first.created, first.unanswered);
         let mut cases: Vec<CaseReport> = Vec::new();
         for case in selected {
             if stopped {
@@ -340,6 +340,7 @@ impl Suite {
             let report = unless_stopped(stop.as_mut(), self.run_case(&mut test, case, &cases)).await;
             // A case that was stopped halfway may have created instances too.
             created.append(&mut test.created);
+            unanswered.append(&mut test.unanswered);
             stopped = report.is_none();
             if let Some(report) = report {
                 observer.case_ended(&report);
@@ -347,7 +348,7 @@ impl Suite {
             }
         }
         // Release the instances after a stop too: none may remain at a live endpoint.
-        let left_behind = TestRun::new(run, discovery).release_all(created).await;
+        let left_behind = TestRun::new(run, discovery).release_all(created, unanswered).await;
         Ok(SelfTestReport {
             spid: env!("CARGO_PKG_VERSION"),
             receiver: self.url.to_string(),

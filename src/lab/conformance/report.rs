@@ -47,16 +47,13 @@ const ASKED: [(Aspect, &str, &str); 5] = [
 /// Returns the result of all cases about `aspect`, with its text.
 fn summary(report: &SelfTestReport, aspect: Aspect) -> (Verdict, String) {
     let cases: Vec<&CaseReport> = report.cases.iter().filter(|case| case.aspect == aspect).collect();
-    let passed = cases.iter().filter(|case| case.verdict == Verdict::Passed).count();
-    let failed = cases.iter().any(|case| case.verdict == Verdict::Failed);
-    let verdict = match (failed, passed == cases.len()) {
-        (true, _) => Verdict::Failed,
-        (false, true) => Verdict::Passed,
-        (false, false) => Verdict::NotJudged,
-    };
+    let count = |verdict| cases.iter().filter(|case| case.verdict == verdict).count();
+    // One failed case decides, then one that was not judged.
+    let worst = [Verdict::Failed, Verdict::NotJudged].into_iter().find(|verdict| count(*verdict) > 0);
+    let verdict = worst.unwrap_or(Verdict::Passed);
     match cases.len() {
         0 => (Verdict::NotJudged, Verdict::NotJudged.as_str().to_owned()),
-        all => (verdict, format!("{}: {passed} of {all} cases", verdict.as_str())),
+        all => (verdict, format!("{}: {} of {all} cases", verdict.as_str(), count(verdict))),
     }
 }
 
@@ -408,7 +405,7 @@ mod tests {
                 "| Activation | The buyer's console shows it as activated. | passed: 1 of 1 cases |"
             )
         );
-        assert!(text.contains("| Renewal | A renewal extends the term. | failed: 0 of 2 cases |"));
+        assert!(text.contains("| Renewal | A renewal extends the term. | failed: 1 of 2 cases |"));
         assert!(text.contains("| Purchase | A buyer opens the preview page and buys. | not judged |"));
         assert!(
             text.contains("## Failed: `renew`")

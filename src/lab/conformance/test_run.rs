@@ -110,6 +110,24 @@ pub(super) struct TestRequest {
     pub(super) plus: bool,
     /// Method of the token, if it is not that of the endpoint.
     pub(super) method: Option<TokenMethod>,
+    /// Text that is signed with instead of the key.
+    pub(super) unset_key: Option<UnsetKey>,
+}
+
+/// Texts that an endpoint signs with if its key is not set, and their names in findings.
+pub(super) const UNSET_KEYS: [UnsetKey; 5] = [
+    UnsetKey { text: "", name: "an empty key" },
+    UnsetKey { text: "null", name: "the text `null` as the key" },
+    UnsetKey { text: "undefined", name: "the text `undefined` as the key" },
+    UnsetKey { text: "None", name: "the text `None` as the key" },
+    UnsetKey { text: "nil", name: "the text `nil` as the key" },
+];
+
+/// Text that an endpoint signs with if its key is not set.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UnsetKey {
+    text: &'static str,
+    pub(super) name: &'static str,
 }
 
 impl TestRequest {
@@ -125,6 +143,7 @@ impl TestRequest {
             behind: "",
             plus: false,
             method: None,
+            unset_key: None,
         }
     }
 
@@ -166,7 +185,11 @@ impl TestRequest {
     fn build(&self, suite: &Suite, method: TokenMethod) -> (OutRequest, String) {
         let mut pairs = vec![("action".to_owned(), self.action.to_owned())];
         pairs.extend(self.params.iter().cloned());
-        let right = self.method.unwrap_or(method).token(&pairs, self.plus, &suite.keys);
+        let parts = self.method.unwrap_or(method);
+        let right = match self.unset_key {
+            Some(key) => parts.token_of_unset_key(&pairs, self.plus, key.text),
+            None => parts.token(&pairs, self.plus, &suite.keys),
+        };
         let sending = Sending {
             form: self.form,
             signature: self
@@ -230,13 +253,16 @@ pub(super) struct TestRun {
     pub(super) left_out: u32,
     /// Ids of created instances that are not released yet.
     pub(super) created: BTreeSet<String>,
+    /// Purchases whose answer has not come. A stop ends them halfway, and the endpoint may have created the instance.
+    pub(super) unanswered: Vec<TestRequest>,
     /// Number of requests sent, with or without an answer.
     sent: u32,
 }
 
 impl TestRun {
     pub(super) fn new(run: Arc<SuiteRun>, discovery: Arc<Discovery>) -> TestRun {
-        TestRun { run, discovery, exchanges: Vec::new(), left_out: 0, created: BTreeSet::new(), sent: 0 }
+        let (exchanges, created, unanswered) = (Vec::new(), BTreeSet::new(), Vec::new());
+        TestRun { run, discovery, exchanges, left_out: 0, created, unanswered, sent: 0 }
     }
 
     /// Returns the time a number of hours from now, as the marketplace writes it.
@@ -306,8 +332,10 @@ impl TestRun {
 
     pub(super) async fn send_to(&mut self, url: &Url, request: &TestRequest) -> Result<Answer, Finding> {
         let prepared = self.prepare(url, request)?;
+        self.note_purchase(request);
         // In a box, because the futures of the cases contain it.
         let sent = Box::pin(prepared.send(self.run.client.clone())).await;
+        self.unanswered.clear();
         self.record(sent)
     }
 
@@ -322,12 +350,21 @@ impl TestRun {
         for _ in 0..count {
             tasks.spawn(self.prepare(&url, request)?.send(self.run.client.clone()));
         }
+        self.note_purchase(request);
+        let sent = tasks.join_all().await;
+        self.unanswered.clear();
         let mut answers = Vec::new();
         // Record all exchanges before one of them ends the case.
-        for sent in tasks.join_all().await {
+        for sent in sent {
             answers.push(self.record(sent));
         }
         answers.into_iter().collect()
+    }
+
+    fn note_purchase(&mut self, request: &TestRequest) {
+        if request.action == "createInstance" {
+            self.unanswered.push(request.clone());
+        }
     }
 
     fn prepare(&self, url: &Url, request: &TestRequest) -> Result<Prepared, Finding> {
@@ -459,8 +496,9 @@ impl TestRun {
             if answer.status == 503 && repetitions.again().await {
                 continue;
             }
-            // A browser gets a page or a redirect.
+            // A browser gets a page or a redirect. JSON is neither, and may report a failure with status 200.
             return match answer.status {
+                status @ ..400 if !answer.leads_a_browser() => Err(Finding::LinkIsNoPage { status }),
                 ..400 => Ok(answer),
                 status => Err(Finding::NewLinkDenied { status }),
             };
@@ -498,15 +536,53 @@ impl TestRun {
             if let Ok((id, answer)) = self.until_id_within(&request, GUESSES_COUNT).await {
                 found.first = Ok(PurchasedInstance { id, order, answer });
                 (found.method, found.deliveries) = (method, self.sent - before);
-                break;
+                return Ok(());
             }
+        }
+        // An endpoint without a key is not judged by its other answers: that anyone can forge orders is the finding.
+        if let Some(key) = self.accepts_unset_key().await {
+            found.first = Err(Finding::UnsetKeyAccepted { key: key.name });
         }
         Ok(())
     }
 
+    /// Returns the first text that the endpoint takes for its key, although it is what an unset key looks like.
+    pub(super) async fn accepts_unset_key(&mut self) -> Option<UnsetKey> {
+        for key in UNSET_KEYS {
+            let (_, mut request) = self.purchase();
+            request.what = format!("a purchase signed with {}", key.name);
+            request.unset_key = Some(key);
+            if self.until_id_within(&request, GUESSES_COUNT).await.is_ok() {
+                return Some(key);
+            }
+        }
+        None
+    }
+
     /// Releases the purchased instances. Returns the ids of those that could not be released.
-    pub(super) async fn release_all(&mut self, mut created: BTreeSet<String>) -> Vec<String> {
+    ///
+    /// An unanswered purchase is sent again, because its answer has the id. One without an answer creates no instance, or
+    /// is in the list by its order.
+    pub(super) async fn release_all(
+        &mut self,
+        mut created: BTreeSet<String>,
+        unanswered: Vec<TestRequest>,
+    ) -> Vec<String> {
         let mut left = Vec::new();
+        for request in unanswered {
+            let again = request.clone().what("a purchase whose answer did not come, again");
+            match self.until_id_within(&again, GUESSES_COUNT).await {
+                Ok((id, _)) => _ = created.insert(id),
+                // A denial: nothing was created.
+                Err(Finding::RequestAnswered { .. }) => {}
+                Err(_) => {
+                    let order = request.params.iter().find(|(name, _)| name == "orderBizId");
+                    left.extend(
+                        order.map(|(_, order)| format!("the instance of the order {order}, if there is one")),
+                    );
+                }
+            }
+        }
         while let Some(id) = created.pop_first() {
             let request = TestRun::release(&id).what("a release at the end of the run");
             // If nothing can be released, do not spend an hour on repetitions.

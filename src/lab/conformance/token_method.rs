@@ -47,6 +47,13 @@ impl TokenMethod {
         }
     }
 
+    /// Returns the token of an endpoint whose key is not set, so that this text stands in its place.
+    pub(super) fn token_of_unset_key(self, pairs: &[Pair], plus: bool, unset: &str) -> String {
+        let token =
+            Parts::Pairs(self.pairs(pairs, plus)).sign_with_unset_key(unset, self != TokenMethod::BareKey);
+        if self == TokenMethod::Capitals { token.to_ascii_uppercase() } else { token }
+    }
+
     /// Returns pairs whose documented token is the token of this method.
     fn pairs(self, pairs: &[Pair], plus: bool) -> Vec<Pair> {
         match self {
@@ -119,6 +126,9 @@ mod tests {
         ] {
             assert_eq!(method.token(&pairs, false, &keys), md5(base), "{method:?}");
         }
+        let unset = |method: TokenMethod, text| method.token_of_unset_key(&pairs, false, text);
+        assert_eq!(unset(TokenMethod::Documented, ""), md5("a=x&b=1 2&key="));
+        assert_eq!(unset(TokenMethod::BareKey, "null"), md5("a=x&b=1 2null"));
         let capitals = TokenMethod::Capitals.token(&pairs, false, &keys);
         assert_eq!(capitals, md5("a=x&b=1 2&key=fake-key").to_uppercase());
     }

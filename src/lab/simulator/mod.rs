@@ -303,7 +303,8 @@ mod tests {
             (RequestKind::Release, "<html>", Response::NotYet),
         ] {
             let json = Json::read(body.as_bytes()).ok();
-            let answer = Answer { status: 200, content_type: String::new(), location: None, json };
+            let answer =
+                Answer { status: 200, content_type: String::new(), location: None, json, is_empty: false };
             assert_eq!(read(what, &answer), response, "{what:?} {body}");
         }
     }

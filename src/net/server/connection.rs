@@ -13,10 +13,10 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
 use hyper::service::service_fn;
-use hyper::{Method as WireMethod, StatusCode};
+use hyper::{Method as WireMethod, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -131,8 +131,8 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, slot:
     }
 }
 
-/// Handles one request. The work is created here and not at the first poll. If the peer's end of stream arrives with
-/// the request, hyper drops this future unpolled, and the work continues detached.
+/// Handles one request. The work is created here and not at the first poll. If hyper drops this future, the work
+/// continues detached.
 fn answer<H: Handler>(
     server: &Arc<Server<H>>,
     state: &Arc<ConnectionState>,
@@ -162,7 +162,7 @@ pub(super) async fn receive(
     if *request.method() == WireMethod::CONNECT {
         return Err(HttpFault::NoProxy);
     }
-    if !is_plainly_framed(request.headers()) {
+    if !is_plainly_framed(request.headers()) || !names_one_host(&request) {
         return Err(HttpFault::Malformed);
     }
     let (mut request, body) = Request::from_wire(request, state.peer);
@@ -188,6 +188,13 @@ fn is_plainly_framed(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     codings.next().is_none_or(is_chunked) && codings.next().is_none()
+}
+
+/// Returns false for two `Host` headers, and for an HTTP/1.1 request without one (RFC 9112, 3.2). A proxy in front of spid
+/// may have read the other one.
+fn names_one_host(request: &hyper::Request<Incoming>) -> bool {
+    let count = request.headers().get_all(HOST).iter().count();
+    count == 1 || count == 0 && request.version() == Version::HTTP_10
 }
 
 fn uri_length(uri: &hyper::Uri) -> usize {

@@ -285,6 +285,9 @@ fn builder(options: &ServerOptions) -> Builder {
     let mut builder = Builder::new();
     // `ConnectionState::poll_overdue` bounds the wait for headers instead.
     builder.header_read_timeout(None);
+    // A client may close its side once the request is sent, and it still reads the answer. A client that has gone looks
+    // the same, and keeps its slot until the handler ends.
+    builder.half_close(true);
     builder.max_header_size(options.headers_max_bytes);
     builder.max_buf_size(options.headers_max_bytes.max(BUFFER_MIN_BYTES));
     builder.max_headers(options.headers_max_count);

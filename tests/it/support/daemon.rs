@@ -572,6 +572,12 @@ impl Daemon {
         get(self.address, query)
     }
 
+    /// Sends a GET to any path.
+    pub(crate) fn get_target(&self, target: &str) -> Answer {
+        let request = format!("GET {target} HTTP/1.1\r\nhost: spi.example\r\n\r\n");
+        exchange(self.address, &request).unwrap()
+    }
+
     /// Sends a form.
     pub(crate) fn post(&self, form: &str) -> Answer {
         exchange(self.address, &post_text("/spi", form)).unwrap()

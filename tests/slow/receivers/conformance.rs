@@ -139,7 +139,7 @@ async fn a_receiver_that_takes_its_time_passes_everything() {
 }
 
 /// A fault, and the only case for it.
-const CAUGHT: [(Fault, &str); 64] = [
+const CAUGHT: [(Fault, &str); 70] = [
     (Fault::AlwaysZero, "create"),
     (Fault::SortsByValue, "token-order"),
     (Fault::DoesNotSort, "token-order"),
@@ -165,7 +165,12 @@ const CAUGHT: [(Fault, &str); 64] = [
     (Fault::OneIdForAll, "create-distinct"),
     (Fault::NoTrials, "create-trial"),
     (Fault::NoItems, "extra-items"),
+    (Fault::TakesEmptyKey, "empty-key"),
+    (Fault::TakesNullKey, "empty-key"),
     (Fault::NoSignOn, "sign-on"),
+    (Fault::SignOnFailsWith200, "sign-on"),
+    (Fault::SignOnIsEmpty, "sign-on"),
+    (Fault::SignOnLeadsNowhere, "sign-on"),
     (Fault::ForgedSignOn, "sign-on-forged"),
     (Fault::StaleSignOn, "sign-on-stale"),
     (Fault::RenewsNot, "renew"),
@@ -181,6 +186,7 @@ const CAUGHT: [(Fault, &str); 64] = [
     (Fault::NumberIds, "id-is-text"),
     (Fault::OwnIds, "id-is-order"),
     (Fault::SuccessAsText, "success-is-boolean"),
+    (Fault::FailsAsText, "success-is-boolean"),
     (Fault::TextHtml, "json-type"),
     (Fault::RefusesWith200, "refusal-status"),
     (Fault::SplitsAmpersands, "ampersand"),
@@ -271,6 +277,15 @@ async fn a_judgement_that_is_stopped_gives_back_what_it_bought() {
     assert!(judged.contains(&"app-info") && !judged.contains(&"renew"), "{judged:?}");
 }
 
+/// The stop comes while a purchase is on its way: the endpoint has created the instance, and nobody has heard its id.
+#[tokio::test]
+async fn a_stop_gives_back_what_is_on_its_way() {
+    let (url, sales) = crate::receiver::counted(Fault::HoldsTheFifth).await;
+    let report = suite(&url).run_until(sales.bought(5), &mut ()).await.unwrap();
+    assert_eq!((report.stopped, report.left_behind.len()), (true, 0));
+    assert_eq!(sales.unreleased(), Vec::<String>::new());
+}
+
 struct StopsAt(&'static str, Option<tokio::sync::oneshot::Sender<()>>);
 
 impl SuiteObserver for StopsAt {
@@ -304,6 +319,18 @@ async fn a_key_that_is_another_one_fails_the_first_case_and_judges_no_other() {
     assert_eq!(report.ids(Verdict::Passed), Vec::<&str>::new());
     let finding = report.cases[0].finding.to_string();
     assert!(finding.contains("spid verify"), "{finding}");
+}
+
+/// The official sample as shipped has no key, and so accepts forged orders.
+#[tokio::test]
+async fn an_endpoint_without_a_key_is_told_so() {
+    let report = test(&suite(&receiver(Fault::HasNoKey).await)).await;
+    assert_eq!(report.ids(Verdict::Failed), ["create"]);
+    let finding = report.cases[0].finding.to_string();
+    let says =
+        "a purchase that was signed with an empty key was answered with an id: anyone can forge orders";
+    assert_eq!(finding, says);
+    assert_eq!(report.left_behind.len(), 1, "what it bought without a valid key it cannot give back");
 }
 
 #[tokio::test]
@@ -341,7 +368,7 @@ async fn the_command_tells_reports_and_exits() {
     }
     assert!(read("r.md").contains("## Failed: `token-short`"));
     assert!(read("r.html").to_lowercase().starts_with("<!doctype html>"));
-    assert!(read("r.xml").contains("tests=\"61\" failures=\"1\" skipped=\"0\""), "{}", read("r.xml"));
+    assert!(read("r.xml").contains("tests=\"62\" failures=\"1\" skipped=\"0\""), "{}", read("r.xml"));
     let nowhere = ["--level", "must", "--only", "create", "--report", "no-such-folder/r.md"];
     let (code, told, complaint) = command(&url, folder.path(), &nowhere).await;
     assert_eq!(code, 74, "{complaint}");
@@ -354,6 +381,33 @@ async fn the_command_tells_reports_and_exits() {
     let report: serde_json::Value = serde_json::from_str(&told).unwrap();
     assert_eq!((code, report["passed"].as_bool()), (0, Some(true)));
     assert_eq!(report["cases"][0]["exchanges"][0]["method"], "GET");
+}
+
+/// A build server that ends the command: the instances are released, and the reports are written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_terminated_gives_back_what_it_bought_and_reports() {
+    for signal in ["TERM", "HUP", "INT"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (url, asked) = crate::receiver::counted(Fault::None).await;
+        std::fs::write(folder.path().join("key"), KEY).unwrap();
+        let mut spid = tokio::process::Command::new(env!("CARGO_BIN_EXE_spid"));
+        spid.args(["conformance", "--to", &url, "--key-file", "key", "--report", "r.md"]);
+        spid.current_dir(folder.path())
+            .stderr(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let spid = spid.spawn().unwrap();
+        let id = spid.id().unwrap().to_string();
+        asked.bought(4).await;
+        let kill = ["-s", signal, &id];
+        assert!(std::process::Command::new("kill").args(kill).status().unwrap().success());
+        let output = spid.wait_with_output().await.unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{signal}: {complaint}");
+        assert!(complaint.contains("error: interrupted: only "), "{complaint}");
+        let report = std::fs::read_to_string(folder.path().join("r.md")).unwrap();
+        assert!(report.contains("stopped before its end"), "{report}");
+        assert_eq!(asked.unreleased(), Vec::<String>::new(), "{signal}");
+    }
 }
 
 #[tokio::test]

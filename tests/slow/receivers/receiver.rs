@@ -93,6 +93,17 @@ pub(crate) enum Fault {
     Chatters,
     TakesItsTime,
     TakesItsTimeAndChecksNothing,
+    /// The official sample as shipped: the key is an empty text.
+    HasNoKey,
+    /// A second product whose key is not set shares the endpoint.
+    TakesEmptyKey,
+    TakesNullKey,
+    FailsAsText,
+    SignOnFailsWith200,
+    SignOnIsEmpty,
+    SignOnLeadsNowhere,
+    /// The first answer to the fifth order never comes.
+    HoldsTheFifth,
 }
 
 #[derive(Debug, Default)]
@@ -117,21 +128,48 @@ struct Receiver {
     fault: Fault,
     books: Arc<Mutex<Books>>,
     twin: Arc<Notify>,
+    sold: Arc<Notify>,
 }
 
 type Pairs = Vec<(String, String)>;
 
+/// What a receiver has sold so far.
+pub(crate) struct Sales(Receiver);
+
+impl Sales {
+    /// Waits until so many instances were sold.
+    pub(crate) async fn bought(&self, count: usize) {
+        loop {
+            let sold = self.0.sold.notified();
+            if self.0.books.lock().unwrap().sold.len() >= count {
+                return;
+            }
+            sold.await;
+        }
+    }
+
+    pub(crate) fn unreleased(&self) -> Vec<String> {
+        let books = self.0.books.lock().unwrap();
+        books.sold.values().filter(|sold| !sold.released).map(|sold| sold.id.clone()).collect()
+    }
+}
+
 /// Listens until the test ends, at the returned URL.
 pub(crate) async fn receiver(fault: Fault) -> String {
+    counted(fault).await.0
+}
+
+pub(crate) async fn counted(fault: Fault) -> (String, Sales) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/spi", listener.local_addr().unwrap());
-    let receiver = Receiver { fault, books: Arc::default(), twin: Arc::default() };
+    let receiver = Receiver { fault, books: Arc::default(), twin: Arc::default(), sold: Arc::default() };
+    let sales = Sales(receiver.clone());
     let handler = move |request: Request| {
         let receiver = receiver.clone();
         async move { receiver.answer(&request).await }
     };
     tokio::spawn(serve(listener, ServerOptions::default(), handler, std::future::pending()));
-    url
+    (url, sales)
 }
 
 fn refused(status: u16) -> Response {
@@ -235,7 +273,7 @@ impl Receiver {
                 ),
             };
         }
-        if self.is(Fault::TextHtml) && get(&pairs, "action") != "orderPay" {
+        if self.is(Fault::TextHtml) && !matches!(get(&pairs, "action"), "orderPay" | "verify") {
             answer = Response::new(answer.status, "text/html", answer.body);
         }
         answer
@@ -275,7 +313,7 @@ impl Receiver {
         Ok(kept)
     }
 
-    fn token(&self, raw: &Pairs, pairs: &Pairs) -> String {
+    fn token(&self, raw: &Pairs, pairs: &Pairs, key: &str) -> String {
         let mut signed = if self.is(Fault::SignsEncoded) { raw.clone() } else { pairs.clone() };
         signed.retain(|(name, value)| {
             let empty = self.is(Fault::DropsEmpty) && value.is_empty();
@@ -295,8 +333,8 @@ impl Receiver {
         }
         let joined: String = signed.iter().map(|(name, value)| format!("{name}={value}&")).collect();
         let base = match self.fault {
-            Fault::AppendsBareKey => format!("{}{KEY}", joined.trim_end_matches('&')),
-            _ => format!("{joined}key={KEY}"),
+            Fault::AppendsBareKey => format!("{}{key}", joined.trim_end_matches('&')),
+            _ => format!("{joined}key={key}"),
         };
         let bytes: Vec<u8> = match self.fault {
             Fault::ReadsLatin1 => base.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect(),
@@ -307,7 +345,7 @@ impl Receiver {
     }
 
     fn check(&self, raw: &Pairs, pairs: &Pairs) -> Option<Response> {
-        let right = self.token(raw, pairs);
+        let right = self.token(raw, pairs, if self.is(Fault::HasNoKey) { "" } else { KEY });
         let token = pairs.iter().find(|(name, _)| name == "token").map(|(_, value)| value.as_str());
         if self.is(Fault::FallsOverCapitals) && token.is_some_and(|token| token != token.to_lowercase()) {
             return Some(Response::text(500, "java.lang.NullPointerException"));
@@ -322,6 +360,8 @@ impl Receiver {
             (Fault::ComparesHead, Some(token)) => token.get(..8) == right.get(..8),
             (Fault::ComparesPrefix, Some(token)) => right.starts_with(token),
             (Fault::IgnoresTail, Some(token)) => token.starts_with(&right),
+            (Fault::TakesEmptyKey, Some(token)) if token == self.token(raw, pairs, "") => true,
+            (Fault::TakesNullKey, Some(token)) if token == self.token(raw, pairs, "null") => true,
             (_, Some(token)) => token == right,
         };
         if self.is(Fault::Chatters) && !holds {
@@ -362,6 +402,17 @@ impl Receiver {
         if takes_time && self.books.lock().unwrap().buying.insert(biz.clone()) {
             return Response::json(200, json!({"instanceId": "0"}).to_string());
         }
+        let is_new = !self.books.lock().unwrap().sold.contains_key(&biz);
+        let response = self.sell(&biz);
+        let is_fifth = is_new && self.books.lock().unwrap().sold.len() == 5;
+        if is_fifth && self.is(Fault::HoldsTheFifth) {
+            std::future::pending::<()>().await;
+        }
+        response
+    }
+
+    fn sell(&self, biz: &str) -> Response {
+        let biz = biz.to_owned();
         let mut books = self.books.lock().unwrap();
         let known = books.sold.get(&biz).map(|sold| (sold.id.clone(), sold.released));
         let id = match known {
@@ -374,6 +425,7 @@ impl Receiver {
             _ => {
                 let id = self.new_id(&biz, &mut books);
                 books.sold.insert(biz.clone(), Sold { id: id.clone(), ..Sold::default() });
+                self.sold.notify_one();
                 id
             }
         };
@@ -426,15 +478,18 @@ impl Receiver {
             Fault::SignOnTwice => !fresh,
             _ => !fresh || !first,
         };
-        if refuses {
-            Response::text(403, "no")
-        } else {
-            Response::redirect("https://app.example/in?ticket=fake")
+        match self.fault {
+            Fault::SignOnFailsWith200 => Response::json(200, json!({"success": false}).to_string()),
+            Fault::SignOnIsEmpty => Response::empty(200),
+            Fault::SignOnLeadsNowhere => Response::empty(302),
+            _ if refuses => Response::text(403, "no"),
+            _ => Response::redirect("https://app.example/in?ticket=fake"),
         }
     }
 
     fn success(&self, success: bool) -> Response {
         let body = match self.fault {
+            Fault::FailsAsText if !success => json!({"success": "false"}),
             Fault::SuccessAsText => json!({"success": success.to_string()}),
             _ => json!({"success": success}),
         };

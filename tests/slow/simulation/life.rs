@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use spid::hook::AnyHook;
 use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::net::Handler as _;
 use spid::internals::observe::limits;
 use spid::internals::observe::metrics::Metrics;
 use spid::internals::serve::dispatch::{Dispatch, DispatchOptions};
 use spid::internals::serve::intake::{Intake, IntakeOptions};
+use spid::internals::serve::public::{AccessPolicy, PublicListener, Routes};
 use spid::internals::store::Store;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -72,7 +74,8 @@ fn live<L: Future<Output = ()>>(sim: &Sim, life: impl FnOnce(Sim) -> L) {
 /// A running daemon.
 #[derive(Clone)]
 struct Daemon {
-    intake: Intake,
+    /// The handler that the daemon's own listener has.
+    listener: PublicListener,
     store: Store,
     stop: Arc<watch::Sender<bool>>,
 }
@@ -94,8 +97,12 @@ async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     let (stop, stopping) = watch::channel(false);
     let dispatching = tokio::spawn(dispatch.run(stopping));
     let refusals = spid::internals::observe::denied::DeniedRequests::new(clock.clone(), metrics.clone());
-    let intake = Intake::new(store.clone(), clock, metrics, refusals, IntakeOptions::default());
-    Some((Daemon { intake, store, stop: Arc::new(stop) }, dispatching))
+    let intake = Intake::new(store.clone(), clock, metrics.clone(), refusals, IntakeOptions::default());
+    let endpoints =
+        (0..market::ACCOUNTS.len()).map(|account| (market::path(account), market::endpoint(account)));
+    let routes = Routes::new(endpoints.collect(), intake, AccessPolicy::default());
+    let listener = PublicListener::new(watch::channel(Arc::new(routes)).1, metrics);
+    Some((Daemon { listener, store, stop: Arc::new(stop) }, dispatching))
 }
 
 /// Controls the writer: size of a batch, duration of each step, and the moment of the daemon's death.
@@ -202,7 +209,7 @@ async fn deliver(sim: Sim, daemon: Daemon, order: usize, event: usize, before_ms
         sleep(Duration::from_millis(before_ms)).await;
     }
     sim.note("delivery", format_args!("{order}.{event} {pairs:?}"));
-    let (status, id) = ask(&sim, &daemon, account, request).await;
+    let (status, id) = ask(&sim, &daemon, request).await;
     sim.note("answer", format_args!("{order}.{event} {status} {id:?}"));
     check::answer(&sim, order, event, &status, id.as_deref());
     if sim.mishap(15) {
@@ -221,15 +228,10 @@ async fn deliver(sim: Sim, daemon: Daemon, order: usize, event: usize, before_ms
 }
 
 /// Sends a request to the daemon, and reads status and id of the answer. It must come in time.
-async fn ask(
-    sim: &Sim,
-    daemon: &Daemon,
-    account: usize,
-    request: spid::internals::net::Request,
-) -> (String, Option<String>) {
+async fn ask(sim: &Sim, daemon: &Daemon, request: spid::internals::net::Request) -> (String, Option<String>) {
     let asked = Instant::now();
     sim.world().in_flight += 1;
-    let response = daemon.intake.receive(&market::endpoint(account), request).await;
+    let response = daemon.listener.handle(request).await;
     sim.world().in_flight -= 1;
     let bound = Duration::from_millis(limits::REPLY_WITHIN_MS + limits::REPLY_GRACE_MS + 500);
     sim.demand(asked.elapsed() <= bound, || format!("an answer took {:?}", asked.elapsed()));
@@ -251,7 +253,7 @@ fn spoil(sim: &Sim, daemon: &Daemon) {
         let pairs = [("action", "release"), ("order_biz_id", "biz-0"), ("order_id", "forged")];
         let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let request = market::request(0, &pairs, sim.time.now_ms(), spoilt);
-        let (status, _) = ask(&sim, &daemon, 0, request).await;
+        let (status, _) = ask(&sim, &daemon, request).await;
         sim.note("forgery", format_args!("{spoilt:?} {status}"));
         sim.demand(status == "rejected", || format!("a request that is {spoilt:?} was answered {status}"));
     });

@@ -42,6 +42,11 @@ pub(crate) struct Order {
 pub(crate) const ACCOUNTS: [&str; 2] = ["acme", "bcme"];
 
 /// The endpoints: one per account, each with its own key.
+/// Path of the account's endpoint.
+pub(crate) fn path(account: usize) -> String {
+    format!("/{}", ACCOUNTS[account])
+}
+
 pub(crate) fn endpoint(account: usize) -> Endpoint {
     Endpoint {
         name: ACCOUNTS[account].into(),
@@ -165,7 +170,7 @@ pub(crate) fn request(account: usize, pairs: &[(String, String)], now_ms: i64, s
     if spoilt == Spoilt::Altered {
         body.push(b' ');
     }
-    let request = Request::post("/spi")
+    let request = Request::post(path(account))
         .with_header("content-type", "application/json")
         .with_header("spid-timestamp", &timestamp)
         .with_body(body);

@@ -63,22 +63,43 @@ pub fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys:
 }
 
 fn explanation(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
-    let found = match (mismatch, presented) {
-        (Mismatch::Wrong, Some(presented)) => {
-            suspects(parts).into_iter().find(|(_, parts)| holds(parts.clone(), presented, keys))
-        }
-        _ => None,
-    };
-    match found {
-        None if mismatch == Mismatch::Wrong
-            && presented.is_some_and(|it| parts.holds_without_key_name(it, keys)) =>
-        {
-            format!("{mismatch}: the sender appends the key without `&key=` before it")
-        }
-        Some((mistake, _)) => format!("{mismatch}: {mistake}"),
-        None if mismatch == Mismatch::Wrong => format!(
+    if has_html_separators(parts) {
+        return format!(
+            "{mismatch}: the URL has `&amp;` between parameters, as in HTML; use the URL itself, with `&`"
+        );
+    }
+    let Some(presented) = presented else { return missing(mismatch, parts) };
+    let suspect = suspects(parts).into_iter().find(|(_, parts)| holds(parts.clone(), presented, keys));
+    if let Some((mistake, _)) = suspect {
+        return format!("{mismatch}: {mistake}");
+    }
+    let differences = parts.differences(presented, keys);
+    match (differences.as_slice(), mismatch) {
+        ([], Mismatch::Wrong) => format!(
             "{mismatch}: the key differs, or a parameter changed in transit; compare the base string with the sender's"
         ),
+        ([], _) => mismatch.to_string(),
+        (differences, _) => format!("{mismatch}: the sender {}", differences.join("; it also ")),
+    }
+}
+
+/// Returns true if parameters were separated by `&amp;`, so that names begin with `amp;`.
+fn has_html_separators(parts: &Parts) -> bool {
+    match parts {
+        Parts::Pairs(pairs) | Parts::Stamped { pairs, .. } => {
+            pairs.iter().any(|(name, _)| name.starts_with("amp;"))
+        }
+        Parts::Dated { .. } | Parts::Nonced { .. } => false,
+    }
+}
+
+/// Explains a missing signature: it may have another name.
+fn missing(mismatch: Mismatch, parts: &Parts) -> String {
+    let Parts::Pairs(pairs) = parts else { return mismatch.to_string() };
+    match pairs.iter().find(|(name, _)| query::names_a_token(name)) {
+        Some((name, _)) => {
+            format!("{mismatch}: `{name}` may be the signature, whose name must be `token`")
+        }
         None => mismatch.to_string(),
     }
 }
@@ -160,6 +181,10 @@ fn suspect_pairs(pairs: &[Pair]) -> Vec<Suspect<Vec<Pair>>> {
             each_value(pairs, |value| value.trim().to_owned()),
         ),
     ];
+    suspects.push((
+        "the sender signs values in ISO-8859-1, where other characters become `?`; sign UTF-8".to_owned(),
+        each_value(pairs, |value| value.chars().map(|c| if u32::from(c) > 0xff { '?' } else { c }).collect()),
+    ));
     let filled = pairs.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
     suspects.push(("the sender does not sign empty parameters; sign them too".to_owned(), filled));
     // A parameter may have been added after signing, or never signed: leave out each one in turn.
@@ -209,6 +234,80 @@ mod tests {
             let text = told(&received, &signed);
             assert!(text.contains(mistake), "{signed:?}: {text}");
         }
+    }
+
+    #[test]
+    fn values_of_another_encoding_are_recognised() {
+        let text = told(&[("label", "中文 R"), ("a", "1")], &[("label", "?? R"), ("a", "1")]);
+        assert!(text.contains("in ISO-8859-1"), "{text}");
+    }
+
+    /// The mistakes of signers in public code, computed here by hand.
+    #[test]
+    fn every_wrong_way_to_compute_a_token_is_recognised() {
+        use md5::{Digest, Md5};
+        let received = Parts::Pairs(pairs(&[("orderId", "9"), ("action", "x"), ("Count", "2")]));
+        let md5 = |text: &str| hex::encode(Md5::digest(text));
+        let sha256 = |text: &str| hex::encode(sha2::Sha256::digest(text));
+        let documented = "Count=2&action=x&orderId=9&key=fake-key";
+        for (presented, mistake) in [
+            (md5("orderId=9&action=x&Count=2&key=fake-key"), "in the order in which they are sent"),
+            (md5("Count=2&orderId=9&action=x&key=fake-key"), "by value"),
+            (md5("action=x&Count=2&orderId=9&key=fake-key"), "without regard to capitals"),
+            (md5("key=fake-key&Count=2&action=x&orderId=9"), "puts the key first; append"),
+            (md5("fake-keyCount=2&action=x&orderId=9"), "puts the key first, without `key=`"),
+            (md5("Count=2&action=x&key=fake-key&orderId=9"), "sorts the key among the parameters"),
+            (md5("fake-keyCount=2&action=x&orderId=9fake-key"), "before and behind the parameters"),
+            (md5("Count=2&action=x&orderId=9"), "without the key"),
+            (md5("Count=2&action=x&orderId=9&key=fake-key\n"), "a line break behind the key"),
+            (md5("Count=2&action=x&orderId=9&&key=fake-key"), "writes `&&key=`"),
+            (
+                md5("Count2actionxorderId9fake-key"),
+                "appends the key without `&key=` before it; it also joins",
+            ),
+            (sha256(documented), "computes SHA-256; compute MD5"),
+            (
+                sha256("orderId=9&action=x&Count=2&key=fake-key"),
+                "are sent; sort them by name; it also computes SHA-256",
+            ),
+            (hex::encode(sha1::Sha1::digest(documented)), "computes SHA-1"),
+            (md5(documented)[8..24].to_owned(), "sends 16 digits"),
+        ] {
+            let mismatch =
+                Signed { parts: received.clone(), presented: Some(presented.clone()), payload: () };
+            let mismatch = mismatch.verify(&keys()).unwrap_err();
+            let text = explain(mismatch, &received, Some(&presented), &keys());
+            assert!(text.contains(mistake) && !text.contains("fake-key"), "{mistake}: {text}");
+        }
+        // Right, but for its digits or its name.
+        let text = explain(Mismatch::Malformed, &received, Some("0123"), &keys());
+        assert_eq!(text, Mismatch::Malformed.to_string());
+        let renamed = Parts::Pairs(pairs(&[("action", "x"), ("sign", "0123")]));
+        assert!(explain(Mismatch::Missing, &renamed, None, &keys()).contains("`sign` may be the signature"));
+        let html = Parts::Pairs(pairs(&[("action", "x"), ("amp;orderId", "9"), ("amp;token", "0123")]));
+        assert!(explain(Mismatch::Missing, &html, None, &keys()).contains("with `&`"));
+    }
+
+    #[test]
+    fn wrong_ways_to_sign_a_body_are_recognised() {
+        let body = b"{}".to_vec();
+        let dated = Parts::Dated { timestamp: "17".into(), body: body.clone() };
+        let hmac = |text: &str| Parts::Dated { timestamp: text.into(), body: Vec::new() }.sign(&keys());
+        let bytes = hex::decode(dated.sign(&keys())).unwrap();
+        let base64 = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes);
+        for (presented, mistake) in [
+            (base64, "in base64; write it in hexadecimal"),
+            (hex::encode(<sha2::Sha256 as md5::Digest>::digest("fake-key17.{}")), "computes SHA-256"),
+            (hmac("{}"), "the key differs"),
+        ] {
+            let text = explain(Mismatch::Wrong, &dated, Some(&presented), &keys());
+            assert!(text.contains(mistake), "{mistake}: {text}");
+        }
+        let stamped = Parts::Stamped { timestamp: "17".into(), pairs: pairs(&[("b", "1"), ("a", "2")]) };
+        let hexadecimal =
+            base64::Engine::decode(&base64::engine::general_purpose::STANDARD, stamped.sign(&keys()));
+        let text = explain(Mismatch::Malformed, &stamped, Some(&hex::encode(hexadecimal.unwrap())), &keys());
+        assert!(text.contains("in hexadecimal; write it in base64"), "{text}");
     }
 
     #[test]

@@ -147,6 +147,11 @@ pub trait Dialect: Send + Sync {
         false
     }
 
+    /// Returns true if buyers of this marketplace sign on to the application through the endpoint.
+    fn has_sign_on(&self) -> bool {
+        false
+    }
+
     /// Delivery limit for this callback: the number of calls after which the marketplace gives up. `None` when it
     /// documents no limit, or does not give up. Intake stores it with the callback.
     fn delivery_limit(&self, _callback: &Callback) -> Option<u32> {

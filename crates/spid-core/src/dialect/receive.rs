@@ -41,6 +41,23 @@ pub struct Unchecked {
     pub(super) nonce: Option<Nonce>,
 }
 
+spid_hook::words! {
+    /// Words for denials, except those of a [`Rule`]. [`Denial::facts`] uses each, so the list is complete.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum DenialReason {
+        MissingSignature = "missing-signature",
+        MalformedSignature = "malformed-signature",
+        WrongSignature = "wrong-signature",
+        Method = "method",
+        ContentType = "content-type",
+        Malformed = "malformed",
+        Source = "source",
+        Undated = "undated",
+        Stale = "stale",
+        Replayed = "replayed",
+    }
+}
+
 /// Reason for which a request is denied. `Display` is the message for the log.
 /// The caller may read only [`Denial::public`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,19 +129,7 @@ impl Denial {
 
     /// All words that [`Denial::reason`] returns.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
-        let own = [
-            Denial::Signature(Mismatch::Missing),
-            Denial::Signature(Mismatch::Malformed),
-            Denial::Signature(Mismatch::Wrong),
-            Denial::Method { method: String::new(), allowed: "" },
-            Denial::ContentType { expected: "" },
-            Denial::Malformed { detail: String::new() },
-            Denial::Source,
-            Denial::Undated,
-            Denial::Stale { off_by_s: 0, limit_s: 0 },
-            Denial::Replayed,
-        ];
-        own.map(|refusal| refusal.reason()).into_iter().chain(Rule::ALL.map(Rule::as_str))
+        DenialReason::ALL.map(DenialReason::as_str).into_iter().chain(Rule::ALL.map(Rule::as_str))
     }
 
     /// Short, stable word under which denied requests are counted.
@@ -146,16 +151,26 @@ impl Denial {
     const fn facts(&self) -> (&'static str, u16, &'static str) {
         match self {
             Denial::Parameters(error) => (error.reason(), 400, "bad request"),
-            Denial::Signature(Mismatch::Missing) => ("missing-signature", 403, "forbidden"),
-            Denial::Signature(Mismatch::Malformed) => ("malformed-signature", 403, "forbidden"),
-            Denial::Signature(Mismatch::Wrong) => ("wrong-signature", 403, "forbidden"),
-            Denial::Method { .. } => ("method", 405, "method not allowed"),
-            Denial::ContentType { .. } => ("content-type", 415, "unsupported content type"),
-            Denial::Malformed { .. } => ("malformed", 400, "bad request"),
-            Denial::Source => ("source", 403, "forbidden"),
-            Denial::Undated => ("undated", 403, "forbidden: no timestamp"),
-            Denial::Stale { .. } => ("stale", 403, "forbidden: the timestamp is too far from this clock"),
-            Denial::Replayed => ("replayed", 403, "forbidden: the nonce was used before"),
+            Denial::Signature(Mismatch::Missing) => {
+                (DenialReason::MissingSignature.as_str(), 403, "forbidden")
+            }
+            Denial::Signature(Mismatch::Malformed) => {
+                (DenialReason::MalformedSignature.as_str(), 403, "forbidden")
+            }
+            Denial::Signature(Mismatch::Wrong) => (DenialReason::WrongSignature.as_str(), 403, "forbidden"),
+            Denial::Method { .. } => (DenialReason::Method.as_str(), 405, "method not allowed"),
+            Denial::ContentType { .. } => {
+                (DenialReason::ContentType.as_str(), 415, "unsupported content type")
+            }
+            Denial::Malformed { .. } => (DenialReason::Malformed.as_str(), 400, "bad request"),
+            Denial::Source => (DenialReason::Source.as_str(), 403, "forbidden"),
+            Denial::Undated => (DenialReason::Undated.as_str(), 403, "forbidden: no timestamp"),
+            Denial::Stale { .. } => {
+                (DenialReason::Stale.as_str(), 403, "forbidden: the timestamp is too far from this clock")
+            }
+            Denial::Replayed => {
+                (DenialReason::Replayed.as_str(), 403, "forbidden: the nonce was used before")
+            }
         }
     }
 }

@@ -127,6 +127,10 @@ impl Dialect for TokenDialect {
         (callback.action != Action::SignOn).then_some(self.delivery_limit)
     }
 
+    fn has_sign_on(&self) -> bool {
+        self.actions.iter().any(|row| row.action == Action::SignOn)
+    }
+
     fn gives_up(&self, action: Action, first: Timestamp) -> Option<GivesUp> {
         (self.gives_up)(action, first)
     }
@@ -137,8 +141,8 @@ impl Dialect for TokenDialect {
         }
         let mut pairs = query::parse(request.query, form_of(request)?)?;
         let token = pairs.iter().position(|(name, _)| name == TOKEN);
-        // `swap_remove` changes the order of the pairs. That is harmless, because the signature sorts them.
-        let presented = token.map(|at| pairs.swap_remove(at).1);
+        // The others keep their order: by it `explain` recognises a sender that does not sort.
+        let presented = token.map(|at| pairs.remove(at).1);
         let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at: None, nonce: None };
         Ok(Signed { parts: Parts::Pairs(pairs), presented, payload })
     }

@@ -4,18 +4,13 @@ use super::table::join_open;
 use super::{Decision, EarlierCallback, EarlierOutcome, Reason, View};
 use spid_hook::callback::Callback;
 use spid_hook::instance::State;
-use spid_hook::time::plus_millis;
 
 pub(super) fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     let Some(instance) = view.instance else {
         return Decision::Refuse(Reason::UnknownInstance);
     };
     // Check the date first: a stale sign-on is refused even if it was never used.
-    let window = view.policy.sign_on_window_ms;
-    let fresh = callback
-        .sent_at
-        .is_some_and(|sent| sent >= plus_millis(view.now, -window) && sent <= plus_millis(view.now, window));
-    if !fresh {
+    if !view.policy.is_fresh(callback.sent_at, view.now) {
         return Decision::Refuse(Reason::SignOnStale);
     }
     match view.earlier {

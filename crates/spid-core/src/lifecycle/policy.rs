@@ -1,6 +1,9 @@
 //! Policy of the seller.
 
+use jiff::Timestamp;
+
 use crate::limits;
+use spid_hook::time::plus_millis;
 
 spid_hook::words! {
     /// Policies for a callback about an instance that spid did not create.
@@ -23,6 +26,14 @@ pub struct Policy {
     pub unknown_instance: UnknownInstance,
     /// Largest allowed difference between the date of a sign-on and now, in milliseconds.
     pub sign_on_window_ms: i64,
+}
+
+impl Policy {
+    /// Returns true if a sign-on with this date is neither too old nor from the future.
+    pub fn is_fresh(&self, sent_at: Option<Timestamp>, now: Timestamp) -> bool {
+        let window = self.sign_on_window_ms;
+        sent_at.is_some_and(|sent| sent >= plus_millis(now, -window) && sent <= plus_millis(now, window))
+    }
 }
 
 impl Default for Policy {

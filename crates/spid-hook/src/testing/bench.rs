@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::attempt::{self, Cut, End, Interleaving, Ran};
 use super::order::{Job, Order, TestOrders, id_of};
 use super::report::{After, Finding, Part, Step, Value, Values};
-use super::{AttemptReport, FindingKind, Measured, Observer, Options, Probes, Report};
+use super::{AttemptReport, FindingKind, Measured, Observer, Options, Probes, Report, Restart};
 use crate::AttemptResult;
 use crate::callback::{Action, Answer, Field, Fields};
 use crate::id::split_mix;
@@ -51,6 +51,7 @@ pub(super) struct Bench<'a> {
     hook: AnyHook,
     pub(super) options: Options,
     probes: Probes,
+    pub(super) restart: Restart,
     pub(super) orders: TestOrders,
     observer: &'a mut dyn Observer,
     pub(super) report: Report,
@@ -74,12 +75,14 @@ impl<'a> Bench<'a> {
         hook: AnyHook,
         options: Options,
         probes: Probes,
+        restart: Restart,
         orders: TestOrders,
         observer: &'a mut dyn Observer,
     ) -> Bench<'a> {
         Bench {
             hook,
             probes,
+            restart,
             orders,
             observer,
             report: Report::empty(options.seed),
@@ -256,20 +259,48 @@ impl<'a> Bench<'a> {
     fn pending(&mut self, job: &Job, after: After, note: String) -> Outcome {
         let values = vec![("note", text(note))];
         match after {
-            After::Nothing => self.remark(FindingKind::Pending, job, values),
-            After::Answer => self.fault(FindingKind::PendingAgain, job, after, values),
+            After::Nothing | After::Answer | After::Restart if self.may_be_pending(job) => {}
+            After::Nothing => self.fault(FindingKind::Pending, job, after, values),
+            After::Answer | After::Restart => self.fault(FindingKind::PendingAgain, job, after, values),
             // "Pending" may be correct here: another attempt does the work.
             After::Cut(_) | After::AtOnce | After::Among => {}
         }
         Outcome::Pending
     }
 
+    fn may_be_pending(&self, job: &Job) -> bool {
+        self.options.pending.contains(&job.step.action)
+    }
+
+    /// Returns the answer of a job: the hook's, or the empty one with which a person completes a pending call.
+    pub(super) fn answer_of(&self, job: &Job, outcome: Outcome) -> Option<Answer> {
+        match outcome {
+            Outcome::Done(answer) => Some(answer),
+            Outcome::Pending => self.may_be_pending(job).then(Answer::default),
+            Outcome::Not => None,
+        }
+    }
+
+    /// Restarts the hook. Returns false if that failed, or if the test knows no way.
+    pub(super) async fn restart(&mut self, job: &Job) -> bool {
+        let Restart::By(start) = &self.restart else { return false };
+        match start().await {
+            Ok(hook) => {
+                self.hook = hook;
+                true
+            }
+            Err(error) => {
+                let values = vec![("error", text(error.message()))];
+                self.fault(FindingKind::RestartFails, job, After::Nothing, values);
+                false
+            }
+        }
+    }
+
     /// Returns true if a hook may leave the action unsupported.
     fn is_optional(&self, action: Action) -> bool {
-        let optional = matches!(
-            action,
-            Action::Upgrade | Action::RefundRenew | Action::SignOn | Action::Payment | Action::Other
-        );
+        let optional =
+            matches!(action, Action::Upgrade | Action::RefundRenew | Action::Payment | Action::Other);
         optional && !self.options.required.contains(&action)
     }
 
@@ -299,7 +330,7 @@ impl<'a> Bench<'a> {
     fn fails(&mut self, job: &Job, after: After, error: String) {
         let kind = match after {
             After::Nothing => FindingKind::Fails,
-            After::Answer => FindingKind::FailsAgain,
+            After::Answer | After::Restart => FindingKind::FailsAgain,
             After::Cut(_) | After::AtOnce | After::Among => FindingKind::NotResumed,
         };
         let values = vec![("attempts", text(limits::HOOK_TEST_TRIES_COUNT)), ("error", text(error))];
@@ -387,6 +418,8 @@ impl<'a> Bench<'a> {
         // Compare with the order's own number, or else with that of an earlier create.
         let usual = made.or(self.usual);
         match (job.step.action, usual) {
+            // A person has not completed the call, so nothing exists yet.
+            _ if self.may_be_pending(job) => return,
             (Action::Create, _) if count == 0 => {
                 self.fault(FindingKind::NothingMade, job, after, Vec::new());
             }
@@ -411,8 +444,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Checks that a repeat changed nothing.
-    pub(super) fn judge_repeat(&mut self, job: &Job, before: &Seen, now: &Seen) {
-        let after = After::Answer;
+    pub(super) fn judge_repeat(&mut self, job: &Job, before: &Seen, now: &Seen, after: After) {
         match (before.count, now.count) {
             (Some(before), Some(now)) if now > before => {
                 return self.fault(FindingKind::Doubled, job, after, counts(before, now));

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use super::attempt::{Cut, End};
-use super::report::{After, Circumstance, Finding, FindingKind, Report, Step, Value};
+use super::report::{After, Circumstance, Finding, FindingKind, Part, Report, Step, Value};
 use crate::AttemptResult;
+use crate::callback::Action;
 
 pub(super) fn report(report: &Report, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for section in &report.sections {
@@ -20,7 +21,15 @@ pub(super) fn report(report: &Report, f: &mut fmt::Formatter<'_>) -> fmt::Result
         }
     }
     for part in &report.not_run {
-        writeln!(f, "- {part}: not run")?;
+        match part {
+            Part::Restarts => {
+                writeln!(
+                    f,
+                    "- {part}: not tried; name a restart with `Check::restart`, or `--restart` for a service"
+                )?;
+            }
+            part => writeln!(f, "- {part}: not run")?,
+        }
     }
     let (calls, seed) = (report.calls, report.seed);
     match report.faults().count() {
@@ -83,6 +92,7 @@ fn hook(after: After) -> String {
         After::Cut(at) => format!("called again after an attempt was cut short {}, the hook", cut(at)),
         After::AtOnce => "called again after several attempts at once, the hook".to_owned(),
         After::Among => "called several times at once with one idempotency key, the hook".to_owned(),
+        After::Restart => "called again after its restart, the hook".to_owned(),
     }
 }
 
@@ -112,8 +122,30 @@ fn remedy(finding: &Finding) -> &'static str {
         (After::Cut(_), _) => {
             "the next attempt must find the remains of an earlier one and continue from there"
         }
+        (After::Restart, _) => {
+            "store the answer in a file or a database before returning it, because memory does not survive a restart"
+        }
         (After::AtOnce | After::Among, _) => {
             "let one attempt win, with a unique index or a lock on the idempotency key, and return its answer to the others"
+        }
+    }
+}
+
+/// Returns the sentence of a finding about a call that the hook does not carry out.
+const fn refusal(finding: &Finding) -> &'static str {
+    match (finding.fault, finding.action, finding.kind) {
+        (true, Action::SignOn, _) => {
+            "the hook refused the call, but the buyers of a listing sign on; answer a `redirect`, or leave the action out of the test if your listing has no sign-on (`Check::without`, `--without sign-on`)"
+        }
+        (true, _, FindingKind::Unsupported) => "the hook does not support a required action; implement it",
+        (true, ..) => {
+            "the hook refused a required call ({reason}), so a paid order is lost; if the hook needs another product, SKU or parameter, set it in the test"
+        }
+        (false, _, FindingKind::Unsupported) => {
+            "the hook does not support the action; this is no fault if the marketplace never sends it"
+        }
+        (false, ..) => {
+            "the hook refused the call ({reason}); this is no fault if the marketplace never sends it"
         }
     }
 }
@@ -134,20 +166,11 @@ const fn template(finding: &Finding) -> &'static str {
         FindingKind::Fails => "all {attempts} attempts failed: {error}; {remedy}",
         FindingKind::FailsAgain => "{hook} failed: {error}; {remedy}",
         FindingKind::NotResumed => "{hook} fails at every further attempt: {error}; {remedy}",
-        FindingKind::Refuses if finding.fault => {
-            "the hook refused a required call ({reason}), so a paid order is lost; if the hook needs another product, SKU or parameter, set it in the test"
-        }
-        FindingKind::Refuses => {
-            "the hook refused the call ({reason}); this is no fault if the marketplace never sends it"
-        }
+        FindingKind::Refuses | FindingKind::Unsupported => refusal(finding),
         FindingKind::RefusesAgain => "{hook} refused ({reason}); {remedy}",
-        FindingKind::Unsupported if finding.fault => {
-            "the hook does not support a required action; implement it"
+        FindingKind::Pending => {
+            "the call is pending ({note}), so neither it nor the calls after it were tested; let the hook finish at once in the test, or say that a person completes the call (`Check::pending`, `--pending`): the test then goes on as if it were completed"
         }
-        FindingKind::Unsupported => {
-            "the hook does not support the action; this is no fault if the marketplace never sends it"
-        }
-        FindingKind::Pending => "the call is pending ({note}), so the calls after it could not be tested",
         FindingKind::PendingAgain => {
             "{hook} answered pending ({note}) for work that was done before; {remedy}"
         }
@@ -176,6 +199,9 @@ const fn template(finding: &Finding) -> &'static str {
         },
         FindingKind::Changed => {
             "{hook} left the instance `{now}`, which had been `{before}`; set values (\"9 seats\"), never add to them (\"4 more\")"
+        }
+        FindingKind::RestartFails => {
+            "the restart that the test was given failed after this call: {error}; fix the restart"
         }
         FindingKind::ProbeFails => "the test's own probe failed after this call: {error}; fix the probe",
         FindingKind::NotAUrl => {

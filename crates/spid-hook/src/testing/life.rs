@@ -1,5 +1,6 @@
 //! Parts of the test: the calls, their order, and the faults that the test provokes.
 
+use super::Restart;
 use super::attempt::{Cut, End, Interleaving};
 use super::bench::{Bench, Outcome, Seen, part_of};
 use super::order::{Job, Order};
@@ -26,8 +27,16 @@ impl Bench<'_> {
     pub(super) async fn run(mut self) -> Report {
         let mut goes_on = true;
         for part in Part::ALL {
+            if part == Part::Restarts && matches!(self.restart, Restart::EveryCall) {
+                continue;
+            }
             // Skip a part that cannot find anything more, and name it in the report.
-            if !goes_on || self.is_hopeless() || (part == Part::Cuts && !self.can_cut()) {
+            let has_nothing_to_try = match part {
+                Part::Cuts => !self.can_cut(),
+                Part::Restarts => matches!(self.restart, Restart::Unknown),
+                _ => false,
+            };
+            if !goes_on || self.is_hopeless() || has_nothing_to_try {
                 self.report.not_run.push(part);
                 continue;
             }
@@ -39,6 +48,7 @@ impl Bench<'_> {
                 Part::Orders => self.several_orders().await,
                 Part::Concurrent => self.concurrent_orders().await,
                 Part::Cuts => self.cuts().await,
+                Part::Restarts => self.restarts().await,
             }
         }
         self.report
@@ -50,7 +60,7 @@ impl Bench<'_> {
         self.step(&mut order, Step::usual(Action::Payment)).await;
         let made = self.step(&mut order, Step::usual(Action::Create)).await;
         // Without an instance nothing else can be tested. Release what a pending create may leave.
-        if !matches!(made, Outcome::Done(_)) {
+        if order.instance.id.is_none() {
             if made == Outcome::Pending {
                 self.step(&mut order, Step::new(Action::Release, Circumstance::PendingCreate)).await;
             }
@@ -124,7 +134,12 @@ impl Bench<'_> {
                     End::Returned(AttemptResult::Retry { .. }) => {
                         self.finish_and_settle(order, job, After::Nothing).await;
                     }
-                    end => _ = self.ended(job, end, After::Nothing),
+                    end => {
+                        let outcome = self.ended(job, end, After::Nothing).unwrap_or(Outcome::Not);
+                        if let Some(answer) = self.answer_of(job, outcome) {
+                            self.settle(order, job, &answer, After::Nothing).await;
+                        }
+                    }
                 }
             }
         }
@@ -159,10 +174,13 @@ impl Bench<'_> {
             return;
         }
         // One attempt more, on its own: its answer is the one that the others are compared with.
-        let Some(last) = self.finish(&mut job, After::AtOnce).await.answer() else { return };
-        for answer in &answers {
-            self.compare(order, &job, answer, &last, After::Among);
+        let outcome = self.finish(&mut job, After::AtOnce).await;
+        if let Outcome::Done(last) = &outcome {
+            for answer in &answers {
+                self.compare(order, &job, answer, last, After::Among);
+            }
         }
+        let Some(last) = self.answer_of(&job, outcome) else { return };
         self.settle(order, &job, &last, After::AtOnce).await;
     }
 
@@ -235,23 +253,48 @@ impl Bench<'_> {
         }
         let mut job = self.orders.job(order, step);
         let outcome = self.finish(&mut job, After::Nothing).await;
-        let Outcome::Done(first) = &outcome else { return outcome };
-        let seen = self.settle(order, &job, first, After::Nothing).await;
-        // Repeat with the same key, as after a lost answer. The two answers must be equal.
-        if let Outcome::Done(again) = self.finish(&mut job, After::Answer).await {
-            self.compare(order, &job, first, &again, After::Answer);
-        }
-        // Look again: the repeat must not have changed anything.
-        let now = self.look(order, &job).await;
-        self.judge_repeat(&job, &seen, &now);
-        order.made = now.count.or(order.made);
+        let Some(answer) = self.answer_of(&job, outcome.clone()) else { return outcome };
+        let seen = self.settle(order, &job, &answer, After::Nothing).await;
+        // Repeat with the same key, as after a lost answer.
+        self.repeat(order, &mut job, &outcome, &seen, After::Answer).await;
         outcome
     }
 
+    /// Sends a finished call again. The two answers must be equal, and nothing may change.
+    async fn repeat(&mut self, order: &mut Order, job: &mut Job, first: &Outcome, seen: &Seen, after: After) {
+        if let (Outcome::Done(first), Outcome::Done(again)) = (first, self.finish(job, after).await) {
+            self.compare(order, job, first, &again, after);
+        }
+        // Look again: the repeat must not have changed anything.
+        let now = self.look(order, job).await;
+        self.judge_repeat(job, seen, &now, after);
+        order.made = now.count.or(order.made);
+    }
+
+    /// Restarts the hook after each call, and sends the call again.
+    async fn restarts(&mut self) {
+        let mut order = self.order(false);
+        for step in [Step::usual(Action::Create)].into_iter().chain(AFTERWARDS) {
+            if !self.does(step.action) || self.is_hopeless() {
+                continue;
+            }
+            let mut job = self.orders.job(&mut order, step);
+            let outcome = self.finish(&mut job, After::Nothing).await;
+            let Some(answer) = self.answer_of(&job, outcome.clone()) else { return };
+            let seen = self.settle(&mut order, &job, &answer, After::Nothing).await;
+            if !self.restart(&job).await {
+                return;
+            }
+            self.repeat(&mut order, &mut job, &outcome, &seen, After::Restart).await;
+        }
+    }
+
     async fn finish_and_settle(&mut self, order: &mut Order, job: &mut Job, after: After) -> Option<Answer> {
-        let answer = self.finish(job, after).await.answer()?;
+        let outcome = self.finish(job, after).await;
+        let answer = self.answer_of(job, outcome.clone())?;
         self.settle(order, job, &answer, after).await;
-        Some(answer)
+        // The answer of a person is none of the hook's, so it is not compared.
+        matches!(outcome, Outcome::Done(_)).then_some(answer)
     }
 
     /// Applies the result of a job, and checks with the probes that the work was done.

@@ -10,7 +10,8 @@
 //! # use std::collections::BTreeMap;
 //! # use std::sync::{Arc, Mutex};
 //! use spid_hook::{
-//!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+//!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, SignOnCall,
+//!     SignedOn, Updated,
 //! };
 //!
 //! # #[derive(Clone, Default)]
@@ -40,6 +41,10 @@
 //!     async fn release(&self, call: ReleaseCall) -> Result<(), HookError> {
 //!         self.tenants.drop(call.instance.order_biz_id);
 //!         Ok(())
+//!     }
+//!     async fn sign_on(&self, call: SignOnCall) -> Result<SignedOn, HookError> {
+//!         let ticket = call.context.idempotency_key; // in your hook: random, stored, valid once
+//!         Ok(SignedOn::redirect(format!("https://app.example/login?ticket={ticket}")))
 //!     }
 //! }
 //!
@@ -192,6 +197,20 @@ struct Options {
     seed: u64,
     without: Vec<Action>,
     required: Vec<Action>,
+    pending: Vec<Action>,
+}
+
+type Restarting = Pin<Box<dyn Future<Output = Result<AnyHook, HookError>> + Send>>;
+
+/// Way to restart the hook.
+#[derive(Clone, Default)]
+enum Restart {
+    /// The test knows none.
+    #[default]
+    Unknown,
+    /// Every call starts the hook, so each repeat is one after a restart.
+    EveryCall,
+    By(Arc<dyn Fn() -> Restarting + Send + Sync>),
 }
 
 /// The author's probes, which look at what exists.
@@ -208,6 +227,7 @@ pub struct Check {
     purchase: Purchase,
     options: Options,
     probes: Probes,
+    restart: Restart,
 }
 
 impl Check {
@@ -220,8 +240,15 @@ impl Check {
             seed: 1,
             without: Vec::new(),
             required: Vec::new(),
+            pending: Vec::new(),
         };
-        Check { hook: hook.into(), purchase: Purchase::default(), options, probes: Probes::default() }
+        Check {
+            hook: hook.into(),
+            purchase: Purchase::default(),
+            options,
+            probes: Probes::default(),
+            restart: Restart::default(),
+        }
     }
 
     /// Sets the product to buy.
@@ -310,10 +337,57 @@ impl Check {
         self
     }
 
-    /// Makes it a fault if this action is not supported. By default only create, renew, expire and release are
+    /// Makes it a fault if this action is not supported. By default create, renew, expire, release and sign-on are
     /// required.
     pub fn requires(mut self, action: Action) -> Check {
         self.options.required.push(action);
+        self
+    }
+
+    /// Allows the hook to answer this action with `pending`, because a person completes the work. The test then goes
+    /// on as if the call were completed with an empty answer. Without this, a pending call is a fault.
+    pub fn pending(mut self, action: Action) -> Check {
+        self.options.pending.push(action);
+        self
+    }
+
+    /// Sets the way to restart the hook: `start` returns a hook that knows only what the old one has stored. The test
+    /// repeats calls after a restart, which finds a hook that keeps its answers in memory.
+    ///
+    /// ```no_run
+    /// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+    /// # struct MyHook;
+    /// # impl MyHook { fn open(_: &str) -> Result<MyHook, HookError> { Ok(MyHook) } }
+    /// # impl ProvisioningHook for MyHook {
+    /// #     async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new().id("tenant-1")) }
+    /// #     async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+    /// #     async fn expire(&self, _: ExpireCall) -> Result<(), HookError> { Ok(()) }
+    /// #     async fn release(&self, _: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+    /// # }
+    /// # async fn test() -> Result<(), HookError> {
+    /// use spid_hook::testing::Check;
+    ///
+    /// let report = Check::new(MyHook::open("test.db")?).restart(|| async { MyHook::open("test.db") }).run().await;
+    /// report.assert_ok();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn restart<F, S, H>(mut self, start: F) -> Check
+    where
+        F: Fn() -> S + Send + Sync + 'static,
+        S: Future<Output = Result<H, HookError>> + Send + 'static,
+        H: Into<AnyHook>,
+    {
+        self.restart = Restart::By(Arc::new(move || {
+            let started = start();
+            Box::pin(async move { started.await.map(Into::into) })
+        }));
+        self
+    }
+
+    /// States that every call starts the hook anew, as an executable is started. Each repeat is then one after a restart.
+    pub fn starts_for_every_call(mut self) -> Check {
+        self.restart = Restart::EveryCall;
         self
     }
 
@@ -388,7 +462,7 @@ impl Check {
     /// Runs the test as [`Check::run`] does, and reports the progress to `observer`.
     pub async fn run_watched(self, observer: &mut dyn Observer) -> Report {
         let orders = TestOrders::new(self.purchase, Clock::System);
-        let bench = Bench::new(self.hook, self.options, self.probes, orders, observer);
+        let bench = Bench::new(self.hook, self.options, self.probes, self.restart, orders, observer);
         Box::pin(bench.run()).await
     }
 }

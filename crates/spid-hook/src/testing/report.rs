@@ -25,7 +25,8 @@ use crate::callback::Action;
 /// # }
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let report = spid_hook::testing::check(MyHook).await;
+/// let check = spid_hook::testing::Check::new(MyHook).without(spid_hook::Action::SignOn);
+/// let report = check.run().await;
 /// println!("{report}");
 /// assert!(report.passed);
 /// # }
@@ -65,6 +66,8 @@ crate::words! {
         Concurrent = "one call several times at once",
         /// Attempts that are cut short.
         Cuts = "attempts cut short, then tried again",
+        /// The same calls after a restart of the hook.
+        Restarts = "the same calls again after a restart of the hook",
     }
 }
 
@@ -138,6 +141,8 @@ pub(super) enum After {
     AtOnce,
     /// No earlier attempt, but several at the same time as this one.
     Among,
+    /// An answer before the hook was restarted.
+    Restart,
 }
 
 /// Value that the sentence of a finding shows.
@@ -228,7 +233,7 @@ pub enum FindingKind {
     RefusesAgain,
     /// The hook does not support the action.
     Unsupported,
-    /// The hook finishes later, so the rest could not be tested.
+    /// The hook finishes later, so the call and those after it could not be tested.
     Pending,
     /// A call that succeeded is pending when it is repeated.
     PendingAgain,
@@ -252,6 +257,8 @@ pub enum FindingKind {
     Changed,
     /// The author's own probe failed.
     ProbeFails,
+    /// The author's own restart of the hook failed.
+    RestartFails,
     /// An address in the answer is not a URL.
     NotAUrl,
     /// An attempt could not be made. This is a fault of the machine, not of the hook.
@@ -267,7 +274,7 @@ impl Report {
     #[expect(clippy::panic, reason = "it is an assertion, and runs in tests only")]
     pub fn assert_ok(self) {
         if !self.passed {
-            panic!("the hook is not safe to run twice\n{self}");
+            panic!("the hook did not pass the test\n{self}");
         }
     }
 
