@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use super::Environment;
 use super::keys;
-use super::reader::Table;
+use super::reader::{Table, unknown};
 use crate::market_api::client::{MarketClient, MarketOptions, Site};
 use crate::market_api::credentials::{Credentials, DefaultChain};
 use crate::net::Url;
 use crate::observe::limits;
+use crate::serve::intake::Endpoint;
+use crate::serve::market_jobs::{FailedNotifications, Market};
 use spid_core::market_api::Group;
 use spid_core::signature::ApiKey;
 use spid_hook::time::Clock;
 
-/// Reads all markets.
-pub(super) fn markets(root: &Table<'_>) -> Vec<MarketClient> {
-    let mut markets: Vec<MarketClient> = Vec::new();
+/// Reads all markets. `endpoints` are those that may keep what a market gave up sending.
+pub(super) fn markets(root: &Table<'_>, endpoints: &[(String, Endpoint)]) -> Vec<Market> {
+    let mut markets: Vec<Market> = Vec::new();
     let mut names = HashSet::new();
     for table in root.tables("market", false) {
         let name = table.required("name");
@@ -26,12 +28,44 @@ pub(super) fn markets(root: &Table<'_>) -> Vec<MarketClient> {
         {
             table.mistake("name", format!("`{name}` is the name of an earlier market"));
         }
-        markets.extend(market(&table, name));
+        // The keys of stored jobs begin with the name.
+        if name.as_ref().is_some_and(|name| name.contains('/')) {
+            table.mistake("name", "the name of a market cannot contain `/`");
+        }
+        let notifications = notifications(&table, endpoints);
+        let client = client(&table, name);
+        if notifications.is_some() && client.as_ref().is_some_and(|client| client.site() != Site::AlibabaCn) {
+            table.mistake("notifications", "only `alibaba-cn` lists the notifications that failed");
+        }
+        markets.extend(client.map(|client| Market { client, notifications }));
     }
     markets
 }
 
-fn market(table: &Table<'_>, name: Option<String>) -> Option<MarketClient> {
+/// Reads the look for failed notifications.
+fn notifications(table: &Table<'_>, endpoints: &[(String, Endpoint)]) -> Option<FailedNotifications> {
+    if !table.has("notifications") {
+        return None;
+    }
+    let entry = table.table("notifications");
+    let every = Duration::from_millis(limits::FAILED_NOTIFICATIONS_MS.unsigned_abs());
+    let every = entry.duration("every", every);
+    let endpoint = entry.required("endpoint")?;
+    let mut known: Vec<&str> = Vec::new();
+    for (_, of) in endpoints {
+        if of.dialect.name() == "alibaba" {
+            known.push(&of.name);
+        }
+    }
+    if !known.contains(&endpoint.as_str()) {
+        let hint = unknown(&endpoint, &known);
+        entry.mistake("endpoint", format!("`{endpoint}` is no endpoint with the dialect `alibaba`; {hint}"));
+        return None;
+    }
+    Some(FailedNotifications { endpoint, every })
+}
+
+fn client(table: &Table<'_>, name: Option<String>) -> Option<MarketClient> {
     let words = Site::ALL.map(|site| (site.as_str(), Some(site)));
     let site = table.choice("api", None, &words);
     if site.is_none() && !table.has("api") {

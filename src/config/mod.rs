@@ -35,7 +35,6 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::hooks::log::LogHook;
-use crate::market_api::client::MarketClient;
 use crate::market_api::order_lookup::OrderLookupClients;
 use crate::observe::files;
 use crate::observe::limits;
@@ -91,8 +90,6 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Address of the listener for the seller's application; `None` if there is none.
     pub app_listen: Option<SocketAddr>,
-    /// Clients of the marketplaces' APIs.
-    pub markets: Vec<MarketClient>,
     /// Path of the database.
     pub store_path: PathBuf,
     /// Options for the store.
@@ -201,14 +198,13 @@ impl Config {
         let mut accounts = policy.retired_accounts.clone();
         accounts.extend(endpoints.iter().map(|(_, endpoint)| endpoint.account.to_string()));
         let AppTable { listen: app_listen, options: app } = app::app(&root.table("app"), &accounts);
-        let markets = markets::markets(root);
+        let markets = markets::markets(root, &endpoints);
         // Last, because it ends this function early: all other tables have reported their mistakes by now.
         let runner = hooks::runner(root, hook, &names)?;
         Some(Config {
             listen,
             admin_listen,
             app_listen,
-            markets,
             store_path,
             store,
             live: LiveOptions {
@@ -220,6 +216,7 @@ impl Config {
                 tls,
                 admin,
                 app,
+                markets,
             },
             telemetry,
             log_level,

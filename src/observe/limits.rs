@@ -206,6 +206,8 @@ pub const MARKET_JOB_WAITS_MS: [i64; 8] = [
     6 * 60 * 60_000,
     12 * 60 * 60_000,
 ];
+/// Maximum number of attempts at jobs of one market at once.
+pub const MARKET_JOBS_RUNNING_MAX_COUNT: usize = 8;
 /// Interval of the look for due jobs of the market client, in milliseconds.
 pub const MARKET_JOB_POLL_MS: u64 = 1_000;
 /// Default interval of the look for notifications that a marketplace has given up sending, in milliseconds. An entry

@@ -30,6 +30,7 @@ use crate::serve::app::{App, AppOptions};
 use crate::serve::dispatch;
 use crate::serve::dispatch::{Dispatch, KnownEndpoint, KnownEndpoints};
 use crate::serve::intake::{Endpoint, Intake, Orphans};
+use crate::serve::market_jobs::{Market, MarketJobsRunner};
 use crate::serve::public::{PublicListener, Routes};
 use crate::serve::spans::Telemetry;
 use crate::store::encryption::Encryptor;
@@ -54,6 +55,7 @@ pub struct Daemon {
     known: watch::Sender<KnownEndpoints>,
     orders: watch::Sender<OrderLookupClients>,
     runner: watch::Sender<Runner>,
+    markets: watch::Sender<Vec<Market>>,
     /// Signature keys whose last use is recorded.
     keys: watch::Sender<Vec<ConfiguredKey>>,
     tls: Option<ServerTls>,
@@ -64,6 +66,7 @@ pub struct Daemon {
     /// Listener for the seller's application.
     app: Option<RunningApp>,
     dispatch: JoinHandle<usize>,
+    market_jobs: JoinHandle<()>,
     telemetry: Option<Telemetry>,
     ended: watch::Receiver<Option<&'static str>>,
 }
@@ -165,11 +168,15 @@ impl Daemon {
                 .asking(lookup_clients)
                 .knowing(knowing)
                 .telling(spans.clone());
+        let (markets, asked_markets) = watch::channel(live.markets);
         let liveness = Liveness::of(store.clone(), dispatch.iterated_at());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
         let intake = Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals, live.intake);
         let routes = Arc::new(Routes::new(live.endpoints, intake, live.access_policy));
         let (routes, behind) = watch::channel(routes);
+        let market_jobs =
+            MarketJobsRunner::new(store.clone(), clock.clone(), routes.subscribe(), asked_markets);
+        let market_jobs = run(part("runner of market jobs"), market_jobs.run(stop_dispatch.subscribe()));
         let (stop_listeners, _) = watch::channel(false);
         let listener_task = PublicListener::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: live.tls.clone(), ..options.server.clone() };
@@ -192,6 +199,7 @@ impl Daemon {
             known,
             orders,
             runner,
+            markets,
             keys,
             tls: live.tls,
             listener_task,
@@ -199,6 +207,7 @@ impl Daemon {
             operators,
             app,
             dispatch,
+            market_jobs,
             telemetry,
             ended,
         })
@@ -224,7 +233,8 @@ impl Daemon {
     /// Call [`Daemon::check_accounts`] first. This method does not check if the endpoints leave live instances
     /// unserved.
     pub fn change(&self, live: LiveOptions, secrets_window_ms: i64, encryptor: Encryptor) {
-        let LiveOptions { endpoints, runner, orders, intake, access_policy, tls, admin, app } = live;
+        let LiveOptions { endpoints, runner, orders, intake, access_policy, tls, admin, app, markets } = live;
+        self.markets.send_replace(markets);
         self.operators.change(admin);
         if let Some(running) = &self.app {
             running.app.change(app);
@@ -315,6 +325,8 @@ impl Daemon {
         // Step 2: the dispatcher, after the last callback was accepted.
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
+        // It ends at once: a call that it cuts short is made again.
+        let _ = self.market_jobs.await;
         let telling = async {
             if let Some(telemetry) = self.telemetry {
                 telemetry.stop().await;

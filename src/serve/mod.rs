@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod dispatch;
 pub mod intake;
 mod liveness;
+pub mod market_jobs;
 pub mod public;
 pub mod spans;
 pub mod supervisor;

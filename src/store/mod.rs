@@ -65,7 +65,7 @@ pub use prune::{PruneOptions, Pruned};
 pub use reader::{Reader, Sealed, check_database, check_sealing_keys, each_instance, unserved_accounts};
 pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
-    AttemptRow, AuditEntry, Backend, CallbackRow, CommittedRows, DAY_MS, Disposition, Filter,
+    AttemptRow, AuditEntry, Backend, CallbackRow, CommittedRows, DAY_MS, Disposition, DueMarketJobs, Filter,
     InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, MarketJob, MarketJobKind, MarketJobs, Numbered,
     Read, ReadableJob, Totals, Unreadable,
 };
@@ -672,23 +672,26 @@ impl Store {
         self.market_step(MarketStep::Configure(recurring)).await.map(drop)
     }
 
-    /// Leases up to `limit` due jobs of the market client of one kind. Nothing is written if none is due.
+    /// Leases up to `limit` due jobs of a market and a kind. Nothing is written if none is due.
     ///
     /// # Errors
     /// Fails if the store cannot be read or written. No job was leased.
     pub async fn lease_market_jobs(
         &self,
+        market: &str,
         kind: MarketJobKind,
         limit: usize,
     ) -> Result<Vec<MarketJob>, StoreError> {
         let now = self.inner.clock.now();
-        let due = self.inner.reader.with(|rows| rows.market_jobs(MarketJobs::Due(kind, now, 1)))?;
-        let running = self.inner.reader.with(|rows| rows.market_jobs(MarketJobs::Running))?;
+        let (due, running) = self.inner.reader.with(|rows| {
+            let due = rows.market_jobs(MarketJobs::Due(DueMarketJobs { kind, market, now, limit: 1 }))?;
+            Ok((due, rows.market_jobs(MarketJobs::Running)?))
+        })?;
         let is_lost = |job: &MarketJob| job.lease_until.is_none_or(|until| until < now);
         if limit == 0 || due.is_empty() && !running.iter().any(is_lost) {
             return Ok(Vec::new());
         }
-        self.market_step(MarketStep::Lease(kind, limit)).await
+        self.market_step(MarketStep::Lease(market.to_owned(), kind, limit)).await
     }
 
     /// Records the end of an attempt at a job of the market client, and the calls that it found to be owed.

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::encryption::{Encryptor, KeyId, KeySource, SealError};
 use super::rows::{
     AttemptRow, AuditEntry, CallbackRow, CommittedRows, Filter, InstanceRow, JobRow, KeyUse, Lists,
-    Result as RowResult, Totals,
+    MarketJob, MarketJobs, Result as RowResult, Totals,
 };
 use super::sqlite::InstanceExport;
 use super::{StoreError, StoreOptions, sqlite};
@@ -132,6 +132,14 @@ impl Reader {
     /// Fails like [`Reader::instances`].
     pub fn key_uses(&self) -> Result<Vec<KeyUse>, StoreError> {
         self.with(|rows| rows.key_uses())
+    }
+
+    /// Returns jobs of the market client.
+    ///
+    /// # Errors
+    /// Fails like [`Reader::instances`].
+    pub fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>, StoreError> {
+        self.with(|rows| rows.market_jobs(which))
     }
 
     /// Returns the totals of instances, jobs and callbacks.

@@ -226,7 +226,7 @@ pub struct MarketJob {
     pub id: Id,
     /// Kind of the job.
     pub kind: MarketJobKind,
-    /// Deduplication key: the name of the market, and of what the call is about.
+    /// Deduplication key: the name of the market, `/`, and what the call is about. See [`MarketJob::key_of`].
     pub key: String,
     /// What the call needs beside its key.
     pub payload: Option<String>,
@@ -250,6 +250,36 @@ pub struct MarketJob {
     pub ended_at: Option<Timestamp>,
 }
 
+impl MarketJob {
+    /// Returns the key of a job for this market, about this.
+    pub fn key_of(market: &str, about: &str) -> String {
+        format!("{market}/{about}")
+    }
+
+    /// Returns the name of the market.
+    pub fn market(&self) -> &str {
+        self.key.split_once('/').map_or(self.key.as_str(), |(market, _)| market)
+    }
+
+    /// Returns what the job is about, within its market and kind.
+    pub fn about(&self) -> &str {
+        self.key.split_once('/').map_or("", |(_, about)| about)
+    }
+}
+
+/// Selection of due jobs: queued jobs of this market and kind that are due now, up to a number of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueMarketJobs<'a> {
+    /// Kind of the jobs.
+    pub kind: MarketJobKind,
+    /// Name of the market.
+    pub market: &'a str,
+    /// The time.
+    pub now: Timestamp,
+    /// Maximum number of jobs.
+    pub limit: usize,
+}
+
 /// Selection of jobs of the market client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MarketJobs<'a> {
@@ -257,8 +287,10 @@ pub enum MarketJobs<'a> {
     Number(i64),
     /// The live job of this kind with this key.
     Key(MarketJobKind, &'a str),
-    /// Queued jobs of this kind that are due at this time, the longest due first, up to this number of jobs.
-    Due(MarketJobKind, Timestamp, usize),
+    /// The job with this id.
+    Id(Id),
+    /// Due jobs of a market, the longest due first.
+    Due(DueMarketJobs<'a>),
     /// Running jobs.
     Running,
     /// Jobs that have not ended.
@@ -271,8 +303,10 @@ impl MarketJobs<'_> {
         match self {
             MarketJobs::Number(number) => job.number == *number,
             MarketJobs::Key(kind, key) => job.kind == *kind && job.key == *key && job.state.is_live(),
-            MarketJobs::Due(kind, now, _) => {
-                job.kind == *kind && job.state == JobState::Queued && job.due_at <= *now
+            MarketJobs::Id(id) => job.id == *id,
+            MarketJobs::Due(due) => {
+                let is_due = job.state == JobState::Queued && job.due_at <= due.now;
+                is_due && job.kind == due.kind && job.market() == due.market
             }
             MarketJobs::Running => job.state == JobState::Running,
             MarketJobs::Live => job.state.is_live(),
@@ -282,9 +316,9 @@ impl MarketJobs<'_> {
     /// Returns these jobs in the order of the selection, and not more than it asks for.
     pub fn sorted(&self, mut jobs: Vec<MarketJob>) -> Vec<MarketJob> {
         match self {
-            MarketJobs::Due(_, _, most) => {
+            MarketJobs::Due(due) => {
                 jobs.sort_by_key(|job| (job.due_at, job.number));
-                jobs.truncate(*most);
+                jobs.truncate(due.limit);
             }
             _ => jobs.sort_by_key(|job| job.number),
         }

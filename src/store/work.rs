@@ -16,8 +16,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    AttemptRow, AuditEntry, CallbackRow, InstanceAndQueue, InstanceRow, JobRow, KeyUse, MarketJob,
-    MarketJobs, Numbered, Read, ReadableJob, Result,
+    AttemptRow, AuditEntry, CallbackRow, DueMarketJobs, InstanceAndQueue, InstanceRow, JobRow, KeyUse,
+    MarketJob, MarketJobs, Numbered, Read, ReadableJob, Result,
 };
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
@@ -967,7 +967,9 @@ impl Read for Work<'_> {
         let own = &rows.market_jobs.slots;
         // Changed jobs may have left the selection, so ask for that many more.
         let asked = match which {
-            MarketJobs::Due(kind, now, most) => MarketJobs::Due(kind, now, most.saturating_add(own.len())),
+            MarketJobs::Due(due) => {
+                MarketJobs::Due(DueMarketJobs { limit: due.limit.saturating_add(own.len()), ..due })
+            }
             other => other,
         };
         let mut jobs = self.stored.market_jobs(asked)?;

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::key_use::{self, ConfiguredKey};
-use super::rows::{Backend, MarketJob, MarketJobKind, Read as _, Result};
+use super::rows::{Backend, DueMarketJobs, MarketJob, MarketJobKind, Read as _, Result};
 use super::rules::{
     self, Acceptance, Accepted, AttemptEnd, CallEnd, EndedAttempt, Finish, KnownAnswer, LeasedJob, NewJob,
     OwedCall, UnreadableJob,
@@ -141,8 +141,8 @@ pub(crate) struct FinishCommand {
 pub(crate) enum MarketStep {
     /// Keeps exactly these recurring jobs.
     Configure(Vec<OwedCall>),
-    /// Leases due jobs of a kind, up to a number of them.
-    Lease(MarketJobKind, usize),
+    /// Leases due jobs of a market and a kind, up to a number of them.
+    Lease(String, MarketJobKind, usize),
     /// Records the end of an attempt at a job, and the calls that it found to be owed.
     Finish((i64, u32), CallEnd, Vec<OwedCall>),
 }
@@ -152,7 +152,9 @@ impl MarketStep {
     fn run(&self, work: &mut Work<'_>, now: Timestamp) -> Result<Vec<MarketJob>> {
         match self {
             MarketStep::Configure(recurring) => rules::configure(work, recurring, now).map(|()| Vec::new()),
-            MarketStep::Lease(kind, limit) => rules::lease_calls(work, *kind, *limit, now),
+            MarketStep::Lease(market, kind, limit) => {
+                rules::lease_calls(work, DueMarketJobs { kind: *kind, market, now, limit: *limit })
+            }
             MarketStep::Finish(attempt, end, found) => {
                 let ended = rules::finish_call(work, *attempt, end, found, now)?;
                 Ok(ended.into_iter().collect())

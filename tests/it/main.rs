@@ -45,6 +45,7 @@ mod lifecycle_table;
 mod lines;
 mod logging;
 mod market_api;
+mod market_jobs;
 mod marketplace_features;
 mod orphaned_hooks;
 mod promises;

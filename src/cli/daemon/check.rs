@@ -96,7 +96,8 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
         });
     }
     let app = config.app_listen.map(|listen| AppLine { listen, tokens: &config.live.app.tokens });
-    let markets: Vec<MarketLine<'_>> = config.markets.iter().map(MarketLine::of).collect();
+    let markets: Vec<MarketLine<'_>> =
+        config.live.markets.iter().map(|market| MarketLine::of(&market.client)).collect();
     let routing = route::Routing::of(&config.live.runner);
     warnings.extend(routing.unreachable());
     for warning in &warnings {

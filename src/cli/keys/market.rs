@@ -73,7 +73,8 @@ fn harmless(site: Site, group: Group) -> Option<ApiCall> {
 pub(crate) fn market(command: MarketCommand, hook: Option<Inside>, output: &mut Output) -> Done {
     let MarketCommand::Check(arguments) = command;
     let config = Config::load(&arguments.config, &ProcessEnvironment, &[], in_process(hook.as_ref()))?;
-    let mut markets = config.markets;
+    let mut markets: Vec<MarketClient> =
+        config.live.markets.into_iter().map(|market| market.client).collect();
     if let Some(name) = &arguments.market {
         let known: Vec<String> = markets.iter().map(|market| format!("`{}`", market.name())).collect();
         markets.retain(|market| market.name() == name);

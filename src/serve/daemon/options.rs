@@ -10,6 +10,7 @@ use crate::net::{ServerOptions, ServerTls};
 use crate::serve::app::AppOptions;
 use crate::serve::dispatch::DispatchOptions;
 use crate::serve::intake::{Endpoint, IntakeOptions, Orphans};
+use crate::serve::market_jobs::Market;
 use crate::serve::public::AccessPolicy;
 use crate::serve::spans::TelemetryOptions;
 use crate::store::{StoreError, StoreOptions};
@@ -57,6 +58,8 @@ pub struct LiveOptions {
     pub admin: AdminOptions,
     /// Options for the application's listener; ignored if the daemon runs without it.
     pub app: AppOptions,
+    /// Markets whose APIs are called.
+    pub markets: Vec<Market>,
 }
 
 impl LiveOptions {
@@ -71,6 +74,7 @@ impl LiveOptions {
             tls: None,
             admin: AdminOptions::default(),
             app: AppOptions::default(),
+            markets: Vec::new(),
         }
     }
 }

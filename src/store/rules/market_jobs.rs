@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::observe::limits;
-use crate::store::rows::{MarketJob, MarketJobKind, MarketJobs, Numbered, Read as _, Result};
+use crate::store::rows::{DueMarketJobs, MarketJob, MarketJobKind, MarketJobs, Numbered, Read as _, Result};
 use crate::store::work::Work;
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::id::Id;
@@ -99,15 +99,11 @@ pub(crate) fn configure(work: &mut Work<'_>, recurring: &[OwedCall], now: Timest
     owe(work, recurring, now)
 }
 
-/// Leases up to `limit` due jobs of a kind, and counts an attempt on each.
+/// Leases due jobs, and counts an attempt on each.
 ///
 /// Running jobs whose lease has ended return to the queue first.
-pub(crate) fn lease(
-    work: &mut Work<'_>,
-    kind: MarketJobKind,
-    limit: usize,
-    now: Timestamp,
-) -> Result<Vec<MarketJob>> {
+pub(crate) fn lease(work: &mut Work<'_>, due: DueMarketJobs<'_>) -> Result<Vec<MarketJob>> {
+    let now = due.now;
     for mut job in work.market_jobs(MarketJobs::Running)? {
         if job.lease_until.is_none_or(|until| until < now) {
             job.note = Some("the last attempt was lost: its lease ran out".to_owned());
@@ -115,7 +111,7 @@ pub(crate) fn lease(
             work.put_market_job(job);
         }
     }
-    let mut leased = work.market_jobs(MarketJobs::Due(kind, now, limit))?;
+    let mut leased = work.market_jobs(MarketJobs::Due(due))?;
     for job in &mut leased {
         job.state = JobState::Running;
         job.attempts += 1;

@@ -628,13 +628,18 @@ impl Read for Sqlite {
                 format!("kind = {} AND key = ? AND key IS NOT NULL AND state < {DONE}", kind_code(kind)),
                 vec![key.to_owned().into()],
             ),
-            MarketJobs::Due(kind, now, most) => (
+            MarketJobs::Id(id) => ("id = ? AND kind > 0".to_owned(), vec![id.as_bytes().to_vec().into()]),
+            MarketJobs::Due(due) => (
                 format!(
-                    "state = {QUEUED} AND state < 2 AND kind = {} AND blocked = 0 AND due_at <= ?
-                     ORDER BY due_at, number LIMIT ?",
-                    kind_code(kind)
+                    "state = {QUEUED} AND state < 2 AND kind = {} AND blocked = 0 AND due_at <= ?1
+                     AND substr(key, 1, length(?2)) = ?2 ORDER BY due_at, number LIMIT ?3",
+                    kind_code(due.kind)
                 ),
-                vec![now.as_millisecond().into(), Value::Integer(i64::try_from(most).unwrap_or(i64::MAX))],
+                vec![
+                    due.now.as_millisecond().into(),
+                    MarketJob::key_of(due.market, "").into(),
+                    Value::Integer(i64::try_from(due.limit).unwrap_or(i64::MAX)),
+                ],
             ),
             MarketJobs::Running => {
                 (format!("state = {RUNNING} AND state < 2 AND kind > 0 AND blocked = 0"), Vec::new())

@@ -383,12 +383,15 @@ name = "provision"
         self.json(&["instances", "show", name])["state"].as_str().unwrap().to_owned()
     }
 
-    /// Waits until no job is queued or running.
+    /// Waits until no job of a hook is queued or running.
     pub(crate) fn wait_until_idle(&self) {
         until("no job waits any more", || {
             let db = self.database();
-            let waiting: i64 =
-                db.query_row("SELECT count(*) FROM job WHERE state IN (0, 1)", [], |row| row.get(0)).unwrap();
+            let waiting: i64 = db
+                .query_row("SELECT count(*) FROM job WHERE state IN (0, 1) AND kind = 0", [], |row| {
+                    row.get(0)
+                })
+                .unwrap();
             (waiting == 0).then_some(())
         });
     }

@@ -121,6 +121,9 @@ pub enum ValidationIssue {
         /// Name of the parameter.
         name: String,
     },
+    /// A payment of the same order was kept under another request id. It is not documented that both ids are the same.
+    #[error("a payment of this order was kept under another request id, and this may be the same payment")]
+    MaybeSamePayment,
 }
 
 /// Nonce of a request. A marketplace that retries uses a new nonce, so a second request with the same nonce is a copy.

@@ -1,0 +1,268 @@
+//! Executor of the market client's jobs: calls of marketplaces' APIs that are owed.
+//!
+//! Each market has its own bound of attempts at once, beside the bounds of its client. So a marketplace that hangs takes
+//! nothing from another one, nor from a hook.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spid_core::market_api::{ApiCall, Notification, Notifications};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::market_api::client::{CallError, MarketClient};
+use crate::observe::limits;
+use crate::serve::public::Routes;
+use crate::store::{CallEnd, MarketJob, MarketJobKind, MarketJobs, OwedCall, Store, StoreError};
+use spid_hook::time::Clock;
+
+/// A market, and what is owed to it.
+#[derive(Debug, Clone)]
+pub struct Market {
+    /// Client of its APIs.
+    pub client: MarketClient,
+    /// Look for notifications that the marketplace has given up sending. `None`: none.
+    pub notifications: Option<FailedNotifications>,
+}
+
+/// Look for notifications that a marketplace has given up sending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedNotifications {
+    /// Name of the endpoint that keeps them, as if they had come there.
+    pub endpoint: String,
+    /// Interval.
+    pub every: Duration,
+}
+
+/// Key, within its market, of the job that fetches notifications.
+const NOTIFICATIONS: &str = "notifications";
+
+/// Wait before the next page, after the calls that confirm this one.
+const NEXT_PAGE: Duration = Duration::from_secs(30);
+
+/// The executor.
+pub struct MarketJobsRunner {
+    store: Store,
+    clock: Clock,
+    routes: watch::Receiver<Arc<Routes>>,
+    markets: watch::Receiver<Vec<Market>>,
+    permits: HashMap<String, Arc<Semaphore>>,
+}
+
+impl MarketJobsRunner {
+    /// Creates an executor. It finds the endpoint of a market in the routes that are current at each attempt.
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        routes: watch::Receiver<Arc<Routes>>,
+        markets: watch::Receiver<Vec<Market>>,
+    ) -> MarketJobsRunner {
+        MarketJobsRunner { store, clock, routes, markets, permits: HashMap::new() }
+    }
+
+    /// Runs due jobs until the stop. Attempts that are cut short by it are due again at the next start.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut running = JoinSet::new();
+        let mut tick = interval(Duration::from_millis(limits::MARKET_JOB_POLL_MS));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut configured = false;
+        loop {
+            tokio::select! {
+                // A dropped sender counts as a stop.
+                _ = stop.wait_for(|stop| *stop) => break,
+                Ok(()) = self.markets.changed() => configured = false,
+                Some(_) = running.join_next(), if !running.is_empty() => {}
+                _ = tick.tick() => {}
+            }
+            if !configured {
+                configured = self.configure().await;
+            }
+            if configured {
+                self.begin_due(&mut running).await;
+            }
+        }
+        // The calls have no answer that matters: whoever asked is this daemon itself.
+        running.shutdown().await;
+    }
+
+    /// Keeps a recurring job for everything that is configured. `false`: the store could not be written.
+    async fn configure(&mut self) -> bool {
+        let markets = self.markets.borrow_and_update().clone();
+        let mut recurring = Vec::new();
+        for market in &markets {
+            if market.notifications.is_some() {
+                let Ok(id) = self.store.new_id(self.clock.now()) else { return false };
+                let key = MarketJob::key_of(market.client.name(), NOTIFICATIONS);
+                recurring.push(OwedCall { id, kind: MarketJobKind::NotificationFetch, key, payload: None });
+            }
+        }
+        let known = self.store.reader().market_jobs(MarketJobs::Live);
+        // Without a market there is nothing to write, unless an earlier configuration has left something.
+        if recurring.is_empty() && known.is_ok_and(|known| known.is_empty()) {
+            return true;
+        }
+        let configured = self.store.configure_market_jobs(recurring).await;
+        configured
+            .inspect_err(|error| tracing::error!(%error, "the jobs of the markets could not be kept"))
+            .is_ok()
+    }
+
+    async fn begin_due(&mut self, running: &mut JoinSet<()>) {
+        let markets = self.markets.borrow().clone();
+        for market in markets {
+            let permits = self
+                .permits
+                .entry(market.client.name().to_owned())
+                .or_insert_with(|| Arc::new(Semaphore::new(limits::MARKET_JOBS_RUNNING_MAX_COUNT)));
+            for kind in MarketJobKind::ALL {
+                let free = permits.available_permits();
+                let leased = self.store.lease_market_jobs(market.client.name(), kind, free).await;
+                let leased = leased.unwrap_or_else(|error| {
+                    tracing::error!(%error, market = market.client.name(), "due jobs of the market could not be leased");
+                    Vec::new()
+                });
+                for job in leased {
+                    // There are as many permits as jobs were leased: only this loop takes them.
+                    let Ok(permit) = permits.clone().try_acquire_owned() else { break };
+                    let attempt = Attempt {
+                        store: self.store.clone(),
+                        clock: self.clock.clone(),
+                        routes: self.routes.clone(),
+                        market: market.clone(),
+                        job,
+                    };
+                    running.spawn(attempt.run(permit));
+                }
+            }
+        }
+    }
+}
+
+/// One attempt at a job.
+struct Attempt {
+    store: Store,
+    clock: Clock,
+    routes: watch::Receiver<Arc<Routes>>,
+    market: Market,
+    job: MarketJob,
+}
+
+impl Attempt {
+    async fn run(self, permit: OwnedSemaphorePermit) {
+        let mut found = Vec::new();
+        let end = match self.job.kind {
+            MarketJobKind::NotificationFetch => self.fetch(&mut found).await,
+            MarketJobKind::NotificationConfirm => self.confirm().await,
+        };
+        self.log(&end);
+        // The end must be kept: without it the call would be made again after the lease.
+        while let Err(error) = self.store.finish_market_job(&self.job, end.clone(), found.clone()).await {
+            tracing::error!(%error, job = %self.job.id, "the end of a call of the market could not be kept");
+            sleep(Duration::from_millis(limits::MARKET_JOB_POLL_MS)).await;
+        }
+        drop(permit);
+    }
+
+    fn log(&self, end: &CallEnd) {
+        let (job, kind, market) = (self.job.id, self.job.kind.as_str(), self.market.client.name());
+        match end {
+            CallEnd::Done { note: Some(note), .. } => {
+                tracing::info!(%job, kind, market, %note, "call of the market done");
+            }
+            CallEnd::Done { note: None, .. } | CallEnd::GivenBack => {
+                tracing::debug!(%job, kind, market, "call of the market done");
+            }
+            CallEnd::Retry { error, .. } => {
+                tracing::warn!(%job, kind, market, %error, "call of the market failed; it is tried again");
+            }
+            CallEnd::Refused { error } => {
+                tracing::error!(%job, kind, market, %error, "the market refuses the call");
+            }
+        }
+    }
+
+    /// Keeps the notifications of the first page. Each that is kept is owed a confirmation, in the commit that ends this
+    /// attempt. A confirmed one leaves the list, so the next page is the first one again.
+    async fn fetch(&self, found: &mut Vec<OwedCall>) -> CallEnd {
+        let Some(options) = &self.market.notifications else { return CallEnd::GivenBack };
+        let size = limits::FAILED_NOTIFICATIONS_PAGE_COUNT;
+        let answer = self.market.client.call(&ApiCall::describe_failed_notifications(1, size)).await;
+        let page = match answer.map(|answer| Notifications::read(&answer)) {
+            Ok(Ok(page)) => page,
+            Ok(Err(error)) => return CallEnd::Refused { error: error.to_string() },
+            Err(error) => return failed(&error),
+        };
+        let mut left = page.unreadable.len();
+        for notification in &page.list {
+            match self.keep(options, notification).await {
+                Ok(Some(call)) => found.push(call),
+                Ok(None) => {}
+                Err(Fault::Left(reason)) => {
+                    let id = &notification.id;
+                    tracing::warn!(%id, market = self.market.client.name(), reason, "a failed notification is left at the marketplace");
+                    left += 1;
+                }
+                // What was kept before is confirmed; the rest is fetched again.
+                Err(Fault::Later(error)) => return CallEnd::Retry { error, after: None },
+            }
+        }
+        let kept = found.len();
+        let again = if kept > 0 { NEXT_PAGE.min(options.every) } else { options.every };
+        let note = (page.total > 0)
+            .then(|| format!("{} on the list, {kept} kept now, {left} left at the marketplace", page.total));
+        CallEnd::Done { again, note }
+    }
+
+    /// Keeps one notification as if it had come to the endpoint. Returns the confirmation that it is owed; `None` if that
+    /// is on its way.
+    async fn keep(
+        &self,
+        options: &FailedNotifications,
+        notification: &Notification,
+    ) -> Result<Option<OwedCall>, Fault> {
+        let key = MarketJob::key_of(self.market.client.name(), &notification.id);
+        let kind = MarketJobKind::NotificationConfirm;
+        let owed = self.store.reader().market_jobs(MarketJobs::Key(kind, &key));
+        if !owed.map_err(later)?.is_empty() {
+            return Ok(None);
+        }
+        let routes = self.routes.borrow().clone();
+        let mut endpoints = routes.endpoints.values();
+        let Some(endpoint) = endpoints.find(|endpoint| *endpoint.name == *options.endpoint) else {
+            return Err(Fault::Later(format!("there is no endpoint `{}`", options.endpoint)));
+        };
+        routes.intake.keep_fetched(endpoint, notification).await?;
+        let id = self.store.new_id(self.clock.now()).map_err(later)?;
+        Ok(Some(OwedCall { id, kind, key, payload: None }))
+    }
+
+    async fn confirm(&self) -> CallEnd {
+        let call = ApiCall::confirm_notification(self.job.about());
+        match self.market.client.call(&call).await {
+            Ok(_) => CallEnd::Done { again: Duration::ZERO, note: None },
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+/// Reason why a notification was not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It cannot be kept by itself. It stays at the marketplace for a person.
+    Left(&'static str),
+    /// It could not be kept now.
+    Later(String),
+}
+
+fn later(error: StoreError) -> Fault {
+    Fault::Later(error.to_string())
+}
+
+fn failed(error: &CallError) -> CallEnd {
+    match error.is_temporary() {
+        true => CallEnd::Retry { error: error.to_string(), after: None },
+        false => CallEnd::Refused { error: error.to_string() },
+    }
+}
