@@ -260,7 +260,11 @@ fn with_name(rows: &dyn Read, row: InstanceRow) -> Result<InstanceRow, StoreErro
     if row.name().is_some() {
         return Ok(row);
     }
-    let named = rows.name_of(row.number)?;
+    let named = match rows.name_of(row.number) {
+        // A name that cannot be read must not stop a list.
+        Err(StoreError::Unreadable(_)) => None,
+        named => named?,
+    };
     Ok(InstanceRow { known_as: named.map(|(_, name)| name), ..row })
 }
 
