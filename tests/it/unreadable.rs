@@ -8,7 +8,7 @@
     reason = "a test that panics has said what it found"
 )]
 
-use crate::support::daemon::{Daemon, Home, Params, SOON, create, renew, until};
+use crate::support::daemon::{Daemon, Home, Params, SOON, about, create, renew, until};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -403,6 +403,19 @@ fn an_instance_that_cannot_be_read_is_not_called_missing() {
             assert!(body.contains("cannot be read"), "{sql}: {path}: {body}");
         }
     }
+}
+
+#[test]
+fn unreadable_name_of_an_instance_stops_no_list() {
+    let home = home();
+    let daemon = home.start();
+    // Its release came before anything else, so its only name is in another table.
+    assert!(!daemon.deliver(&about("releaseInstance", "old-7")).success());
+    daemon.stop();
+    spoil(&home, "UPDATE name SET name = CAST(x'ff' AS TEXT) WHERE name = 'old-7'");
+    assert_eq!(home.list(&["instances", "list"]).len(), 1);
+    assert_eq!(home.list(&["callbacks", "list"])[0]["instance"], "old-7");
+    check_commands(&home, &home.start());
 }
 
 #[test]
