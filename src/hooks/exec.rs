@@ -9,7 +9,9 @@
 //! This module has no deadline: the runner drops the future, and the drop kills the group.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -145,6 +147,9 @@ impl ExecHook {
         let mut start = Vec::new();
         // A program may be executable and not readable.
         let Ok(file) = files::open(path) else { return Ok(()) };
+        if let Some(loader) = loader_of(&file).filter(|loader| !is_executable(Path::new(loader))) {
+            return Err(BadCommand::NoInterpreter(named, loader));
+        }
         let Ok(length) = file.take(FIRST_LINE_MAX_BYTES).read_to_end(&mut start) else { return Ok(()) };
         if length == 0 {
             return Err(BadCommand::EmptyFile(named));
@@ -240,10 +245,6 @@ impl ExecHook {
         match self.check() {
             // The file is missing or not executable. Waiting does not repair that, so raise an alert.
             Err(wrong) => HookError::misconfigured(format!("cannot start `{program}`: {error}: {wrong}")),
-            // The file is there, so its loader is missing: it is a program for another system.
-            Ok(()) if error.kind() == std::io::ErrorKind::NotFound => HookError::misconfigured(format!(
-                "cannot start `{program}`: {error}: the loader that the program needs is missing; build it for this system"
-            )),
             // For example no memory or no process is available at this moment.
             Ok(()) => HookError::retry(format!("cannot start `{program}`: {error}")),
         }
@@ -266,6 +267,30 @@ impl ExecHook {
         heard.log.finish();
         judge(status, &heard, call.action())
     }
+}
+
+/// Returns the loader that an ELF program names, such as `/lib64/ld-linux-x86-64.so.2`. The system says "no such file" if
+/// it is missing, as for a glibc program in an image with musl. Looks only into 64-bit little-endian programs.
+fn loader_of(file: &File) -> Option<String> {
+    const INTERPRETER: u64 = 3;
+    let read = |at: u64, length: usize| {
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+    };
+    let number = |at: u64, length: usize| {
+        Some(read(at, length)?.iter().rev().fold(0, |number: u64, byte| number << 8 | u64::from(*byte)))
+    };
+    if read(0, 6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    // The table of segments: its position, the size of an entry, and their count.
+    let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    let entries = (0..count).map(|index| table.saturating_add(index.saturating_mul(size)));
+    let entry = entries.into_iter().find(|at| number(*at, 4) == Some(INTERPRETER))?;
+    let (at, length) = (number(entry.saturating_add(8), 8)?, number(entry.saturating_add(32), 8)?);
+    let length = usize::try_from(length.min(FIRST_LINE_MAX_BYTES)).ok()?;
+    let name = String::from_utf8(read(at, length)?).ok()?;
+    Some(name.trim_end_matches('\0').to_owned())
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -643,6 +668,18 @@ mod tests {
         assert_eq!(check("#!/usr/bin/env -S A=b no-such-python3 -u\n"), lacks("no-such-python3"));
         let works =
             ["#!/bin/sh\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S A=b sh -eu\n", "exit 0\n", "\u{7f}ELF"];
+        // A program for a system with another loader.
+        let own = std::fs::read("/proc/self/exe").unwrap();
+        let loader = loader_of(&File::open("/proc/self/exe").unwrap());
+        let place = |loader: String| own.windows(loader.len()).position(|part| part == loader.as_bytes());
+        if let Some(at) = loader.and_then(place) {
+            let mut other = own.clone();
+            *other.get_mut(at + 1).unwrap() = b'?';
+            std::fs::write(&path, &other).unwrap();
+            let wrong = ExecHook::new([name.as_str()]).check().unwrap_err();
+            assert!(wrong.to_string().starts_with("the interpreter `/?"), "{wrong}");
+        }
+        assert_eq!(ExecHook::new(["/proc/self/exe"]).check(), Ok(()));
         for works in works {
             assert_eq!(check(works), Ok(()), "{works}");
         }

@@ -511,17 +511,25 @@ fn log_backlog(store: Store) -> JoinHandle<()> {
                 jobs = totals.jobs.values().sum::<u64>(),
                 "the store is open"
             );
-            if dead + held + totals.unreported > 0 {
-                tracing::warn!(
-                    dead,
-                    held,
-                    unreported = totals.unreported,
-                    "work waits for an operator: spid held list, spid jobs list --state dead"
-                );
+            let unreported = totals.unreported;
+            if let Some(commands) = commands_for(held, dead, unreported) {
+                tracing::warn!(dead, held, unreported, "work waits for an operator: {commands}");
             }
         }
         Err(error) => tracing::warn!(%error, "the backlog cannot be counted"),
     })
+}
+
+/// Returns the commands that list the work, or `None` if there is none. A command that prints nothing is not named.
+fn commands_for(held: u64, dead: u64, unreported: u64) -> Option<String> {
+    let lists = [
+        (held, "spid held list"),
+        (dead, "spid jobs list --state dead"),
+        (unreported, "spid callbacks list --unreported"),
+    ];
+    let commands: Vec<&str> =
+        lists.iter().filter(|(count, _)| *count > 0).map(|(_, command)| *command).collect();
+    (!commands.is_empty()).then(|| commands.join(", "))
 }
 
 #[cfg(test)]
@@ -539,6 +547,13 @@ mod tests {
     async fn a_daemon(folder: &tempfile::TempDir) -> Daemon {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Daemon::start(listener, None, without_endpoints(folder)).await.unwrap()
+    }
+
+    #[test]
+    fn only_commands_that_print_something_are_named() {
+        assert_eq!(commands_for(0, 0, 0), None);
+        assert_eq!(commands_for(0, 0, 7).as_deref(), Some("spid callbacks list --unreported"));
+        assert_eq!(commands_for(2, 1, 0).as_deref(), Some("spid held list, spid jobs list --state dead"));
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
 //! The path of a callback: verify, store, wait a short time, and answer with the result so far.
 //!
-//! Every request takes two steps, [`Intake::verify`] and [`Intake::answer`]. The public listener takes them, in the daemon
-//! as in simulations. Before the signature is verified, nothing is stored and the answer says little. After that no callback may be lost: a
-//! callback that cannot be stored now is answered "call again", never "done".
+//! Every request takes two steps, [`Intake::verify`] and [`Intake::answer`]. The public listener takes them, in the
+//! daemon as in simulations. Before the signature is verified, nothing is stored and the answer says little. After that
+//! no callback may be lost: a callback that cannot be stored now is answered "call again", never "done".
 //!
 //! Intake and dispatcher never call each other. The dispatcher runs the job that intake creates, and intake hears of
 //! its result through the signals of the store.

@@ -19,6 +19,7 @@ use crate::serve::intake::{Answered, Endpoint, Intake};
 use crate::serve::spans;
 use crate::serve::spans::{Kind, Span, Spans, Value};
 use spid_core::dialect::Denial;
+use spid_core::query;
 use spid_hook::callback::Action;
 use spid_hook::id::Id;
 use spid_hook::text;
@@ -37,8 +38,8 @@ pub struct AccessPolicy {
 /// Reason under which a request to an unknown path is counted.
 const UNKNOWN_PATH: &str = "unknown-path";
 
-/// Longest part of an unknown path in the log, in bytes.
-const PATH_SHOWN_BYTES: usize = 200;
+/// Longest part of an unknown path in the log, in characters.
+const PATH_SHOWN_CHARS: usize = 200;
 
 /// Returns true if a path differs from an endpoint's only in slashes or capitals.
 pub fn resembles(called: &str, path: &str) -> bool {
@@ -85,7 +86,9 @@ impl Routes {
         });
         let Some((path, endpoint)) = meant else { return };
         if let Some(suppressed) = self.intake.turn_to_log(endpoint, UNKNOWN_PATH) {
-            let called = text::plain_log(called.get(..PATH_SHOWN_BYTES).unwrap_or(called));
+            // A path may hold a token, too.
+            let called: String = query::masked(called).chars().take(PATH_SHOWN_CHARS).collect();
+            let called = text::plain_log(&called);
             tracing::warn!(endpoint = %endpoint.name, peer = %request.peer, path = %called, suppressed,
                 "a callback came to a path without an endpoint and was answered 404; the endpoint's path is {path}");
         }

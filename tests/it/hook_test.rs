@@ -302,6 +302,45 @@ fn an_endpoint_with_new_passwords_is_found_and_they_are_not_shown() {
     assert!(!tested.report.contains("fake-password") && !tested.told.contains("fake-password"));
 }
 
+/// A service that keeps its answers in memory. The restart of the test makes it forget them.
+#[test]
+fn an_endpoint_that_forgets_its_answers_at_a_restart_is_found() {
+    let bench = Bench::new();
+    let restart = bench.script("restart", "#!/bin/sh\necho >> \"$1\"\n");
+    let restarts = bench.at("restarts");
+    let world: Arc<Mutex<(u64, HashMap<String, usize>)>> = Arc::default();
+    let file = restarts.clone();
+    let handler = move |request: Request| {
+        let call: Value = serde_json::from_slice(&request.body).unwrap();
+        let key = call["idempotency_key"].as_str().unwrap().to_owned();
+        let started = std::fs::metadata(&file).map_or(0, |file| file.len());
+        let number = {
+            let mut world = world.lock().unwrap();
+            if world.0 != started {
+                *world = (started, HashMap::new());
+            }
+            let next = world.1.len() + 1000 * usize::try_from(started).unwrap();
+            *world.1.entry(key).or_insert(next)
+        };
+        std::future::ready(match call["action"].as_str().unwrap() {
+            "create" => Response::json(200, json!({ "instance_id": format!("t-{number}") }).to_string()),
+            "sign-on" => Response::json(200, json!({ "redirect": "https://a.example" }).to_string()),
+            _ => Response::empty(204),
+        })
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+    let url = format!("http://{}/provision", listener.local_addr().unwrap());
+    runtime.spawn(serve(listener, ServerOptions::default(), handler, std::future::pending()));
+    let known = ["--http", &url, "--secret-env", "SPID_HOOK_SECRET", "--kills", "0"];
+    let report = bench.test(&known).passes();
+    assert!(report.contains("- the same calls again after a restart of the hook: not tried;"), "{report}");
+    let restart = ["--restart", &restart, &restarts];
+    bench.test(&[&known[..], &restart[..]].concat()).finds(
+        "`create`: called again after its restart, the hook answered the `instance_id` `t-1000`, and `t-",
+    );
+}
+
 // The command line.
 
 #[test]

@@ -86,8 +86,11 @@ fn each_request_with_a_fault_is_explained_and_none_without() {
         assert!(ran.stdout.contains(says), "{says}: {argument}: {}", ran.stdout);
         assert!(!ran.stdout.contains(KEY), "{}", ran.stdout);
     }
+    let with_url = order.clone().with("label", "https://a.example/?x").signed();
     let valid = [
         good.clone(),
+        with_url.replace("%3A%2F%2F", "://").replace("%3F", "?"),
+        format!("?{good}"),
         url("/spi"),
         // A proxy may serve any other path.
         url("/market/callbacks"),

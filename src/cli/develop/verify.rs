@@ -56,14 +56,15 @@ impl<'a> Pasted<'a> {
             }
             _ => (None, text),
         };
+        // A value of a query may be a URL, too.
+        let before_values = target.split(['?', '=']).next().unwrap_or_default();
+        let is_query = !target.starts_with('/') && !before_values.contains("://");
+        if is_query {
+            return Pasted { method, path: None, query: target.trim_start_matches('?') };
+        }
         // A browser shows the part behind `#`, and never sends it.
-        let is_query = !target.starts_with('/') && !target.contains("://");
-        let target = if is_query { target } else { target.split('#').next().unwrap_or_default() };
-        let (before, query) = match target.split_once('?') {
-            Some(parts) => parts,
-            None if is_query => ("", target),
-            None => (target, ""),
-        };
+        let target = target.split('#').next().unwrap_or_default();
+        let (before, query) = target.split_once('?').unwrap_or((target, ""));
         let path = match before.split_once("://") {
             Some((_, behind)) => behind.find('/').and_then(|at| behind.get(at..)),
             None => Some(before).filter(|before| before.starts_with('/')),
