@@ -201,6 +201,9 @@ impl Sqlite {
         if !is_empty {
             check_noted(&connection, path, version)?;
         }
+        if !is_empty && version < MIGRATIONS.len() {
+            check_room(path)?;
+        }
         Ok((!is_empty).then(|| Sqlite::of(connection)))
     }
 
