@@ -79,7 +79,8 @@ impl Operations {
     /// Fails if the database cannot be opened.
     pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Operations, StoreError> {
         let (path, options) = (path.to_owned(), options.clone());
-        Ok(Operations { backend: Sqlite::open_to_mend(&path)?, path, options, encryptor: None, clock })
+        let backend = Sqlite::open_to_mend(&path).map_err(|error| error.at(&path))?;
+        Ok(Operations { backend, path, options, encryptor: None, clock })
     }
 
     /// Encrypts with the present keys of this store, which may differ from the keys at its start.
@@ -135,7 +136,10 @@ impl Operations {
             }
             Err(error) => {
                 self.backend.rollback()?;
-                Err(error)
+                Err(match error {
+                    OperationError::Store(error) => OperationError::Store(error.at(&self.path)),
+                    error => error,
+                })
             }
         }
     }
