@@ -105,6 +105,8 @@ impl From<StoreError> for Failure {
             }
             // The file itself is the problem: a retry does not help.
             StoreError::NotOurs(_)
+            | StoreError::NotADatabase(..)
+            | StoreError::NotABackup(..)
             | StoreError::Newer(..)
             | StoreError::Older(..)
             | StoreError::Linked(_)

@@ -30,8 +30,14 @@ pub enum StoreError {
     #[error("there is no database at `{}`; has the daemon run with this path?", .0.display())]
     NotThere(PathBuf),
     /// The file is a SQLite database, but spid did not create it.
-    #[error("`{}` is not a spid database", .0.display())]
+    #[error("`{}` is not a spid database; check the path (`store.path`, --db)", .0.display())]
     NotOurs(PathBuf),
+    /// The file is no database. The text says what is wrong.
+    #[error("`{}` is not a spid database: {}; check the path (`store.path`, --db), or restore a backup there", .0.display(), .1)]
+    NotADatabase(PathBuf, &'static str),
+    /// The file cannot be restored, because it is no backup or is damaged. The text says what is wrong.
+    #[error("`{}` cannot be restored: {}; give another file that `spid backup` made, or a database with its -wal", .0.display(), .1)]
+    NotABackup(PathBuf, String),
     /// A newer spid wrote the database: its schema version is above ours.
     #[error("`{}` has schema version {}, written by a newer spid; use the newer spid", .0.display(), .1)]
     Newer(PathBuf, i64),
@@ -83,6 +89,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Names the damaged database in the error.
+    pub(super) fn at(self, path: &Path) -> StoreError {
+        match self {
+            StoreError::Corrupt(fault) => StoreError::Corrupt(format!("`{}`: {fault}", path.display())),
+            error => error,
+        }
+    }
+
     /// Returns a function that converts the system's errors about the file at `path`.
     pub(super) fn of_file(path: &Path) -> impl Fn(std::io::Error) -> StoreError + Copy {
         |error| match error.kind() {

@@ -127,6 +127,7 @@ impl Sqlite {
     pub(crate) fn open(path: &Path, remains: Option<&Path>) -> Result<Sqlite> {
         // Create the file with mode 0600 before SQLite opens it: SQLite gives the -wal and -shm files the same mode.
         make_private(path)?;
+        check_regular(path)?;
         // Both locks come before the first read, so that no other daemon can write in between.
         let beside = lock(path)?;
         let inode = InodeLock::take(path)?;
@@ -187,6 +188,7 @@ impl Sqlite {
         if !path.exists() {
             return Ok(None);
         }
+        check_regular(path)?;
         may(path, Access::READ_OK | Access::WRITE_OK)?;
         match check_links(path) {
             // The database has several names, and a daemon runs under another name: report the daemon, not the links.
@@ -300,7 +302,7 @@ impl Sqlite {
         // Not SQLITE_OPEN_READ_ONLY: reading a WAL needs the shared-memory file, which SQLite may have to create.
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match recognise(&connection, path)? {
-            0 => Err(StoreError::NotOurs(path.to_owned())),
+            0 => Err(StoreError::NotADatabase(path.to_owned(), "it is empty")),
             version => Ok((Sqlite::of(connection), version)),
         }
     }
@@ -408,7 +410,7 @@ impl CommittedRows for SqliteReaders {
         if result.is_ok() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
         }
-        result
+        result.map_err(|error| error.at(&self.path))
     }
 
     fn is_in_place(&self) -> Result<()> {
@@ -437,7 +439,18 @@ fn check_there(path: &Path) -> Result<()> {
     if !path.exists() {
         return Err(StoreError::NotThere(path.to_owned()));
     }
+    check_regular(path)?;
     check_name(path)
+}
+
+/// Fails if something else than a file is at this path. SQLite would only say that it cannot open the file.
+fn check_regular(path: &Path) -> Result<()> {
+    let found = std::fs::metadata(path).map_err(StoreError::of_file(path))?;
+    match (found.is_file(), found.is_dir()) {
+        (true, _) => Ok(()),
+        (false, true) => Err(StoreError::NotADatabase(path.to_owned(), "it is a directory")),
+        (false, false) => Err(StoreError::NotADatabase(path.to_owned(), "it is not a regular file")),
+    }
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
@@ -473,7 +486,16 @@ fn insist_on_writing(connection: &Connection) -> Result<()> {
 /// Schema version of a database of ours; 0 for an empty file. Only reads, so a foreign or newer database stays
 /// unchanged.
 fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
-    let version = number_of(connection, "PRAGMA user_version")?;
+    // The first read of the file, so it fails if the file is no database.
+    let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|error| {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => {
+                let fault = "it is not a SQLite file, or its first page is damaged";
+                StoreError::NotADatabase(path.to_owned(), fault)
+            }
+            _ => error.into(),
+        }
+    })?;
     let marked = number_of(connection, "PRAGMA application_id")? == APPLICATION_ID;
     // A file without our mark may be used only if it is empty.
     if !marked && (version != 0 || number_of(connection, "SELECT count(*) FROM sqlite_schema")? > 0) {

@@ -1,12 +1,12 @@
 //! Views of stored rows. The command line, the JSON API and the console show the same objects, made only here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::attention::{AttentionReason, InNeed};
-use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Lists};
+use super::rows::{AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Lists};
 use super::{Reader, StoreError};
 use crate::observe::limits;
 use spid_core::lifecycle;
@@ -39,7 +39,7 @@ pub enum ViewError {
     },
 }
 
-/// Instance history: one instance with its callbacks and jobs.
+/// Instance history: one instance with its callbacks, jobs and admin operations.
 #[derive(Debug, Clone, Serialize)]
 pub struct InstanceHistory {
     /// The instance.
@@ -49,6 +49,9 @@ pub struct InstanceHistory {
     pub callbacks: Vec<ListedCallback>,
     /// Jobs for the instance, the oldest first.
     pub jobs: Vec<ListedJob>,
+    /// Admin operations on the instance, these callbacks and these jobs, the oldest first.
+    #[serde(rename = "acts")]
+    pub operations: Vec<AuditEntry>,
     /// True if there are older rows than these.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub older: bool,
@@ -242,6 +245,23 @@ fn about(found: &InNeed) -> Option<(i64, Option<i64>, Action)> {
     }
 }
 
+/// Returns the audit entries of operations on an instance, on these callbacks and on these jobs, the newest first.
+///
+/// The audit log has no index by target, so all of its entries are searched.
+fn operations_on(
+    rows: &dyn Lists,
+    instance: &InstanceRow,
+    callbacks: &[ListedCallback],
+    jobs: &[ListedJob],
+) -> Result<Vec<AuditEntry>, StoreError> {
+    let mut targets: HashSet<String> = instance.audit_targets().collect();
+    targets.extend(callbacks.iter().map(|listed| format!("callback {}", listed.row.number)));
+    targets.extend(jobs.iter().map(|listed| format!("job {}", listed.row.id)));
+    let mut entries = rows.audit_log(usize::MAX)?;
+    entries.retain(|entry| entry.targets().any(|target| targets.contains(target)));
+    Ok(entries)
+}
+
 fn instances(rows: &dyn Lists, numbers: impl Iterator<Item = i64>) -> Result<Instances, StoreError> {
     // Many rows of a list may refer to one instance.
     let numbers: BTreeSet<i64> = numbers.collect();
@@ -298,6 +318,36 @@ impl InstanceRow {
     pub fn name(&self) -> Option<&str> {
         let own = self.instance.id.as_ref().or(self.instance.order_biz_id.as_ref());
         own.or(self.known_as.as_ref()).map(String::as_str)
+    }
+
+    /// Returns the text that names the instance as the target of an operation in the audit log.
+    pub fn audit_target(&self) -> String {
+        self.audit_target_by(self.name().unwrap_or("-"))
+    }
+
+    /// Returns each text by which audit entries may name the instance: it had another name before it was created.
+    fn audit_targets(&self) -> impl Iterator<Item = String> {
+        let names = [&self.instance.id, &self.instance.order_biz_id, &self.known_as];
+        names.into_iter().flatten().map(|name| self.audit_target_by(name))
+    }
+
+    fn audit_target_by(&self, name: &str) -> String {
+        format!("instance {name} of {}", self.instance.account)
+    }
+}
+
+impl AuditEntry {
+    /// Returns the targets in the entry. A callback may be followed by the callback that it was approved as, or by the
+    /// address that it was sent to.
+    fn targets(&self) -> impl Iterator<Item = &str> {
+        let (target, rest) = match self.target.strip_prefix("callback ") {
+            Some(_) => {
+                let mut parts = self.target.split(" as ").flat_map(|part| part.split(" to "));
+                (parts.next().unwrap_or_default(), parts.next())
+            }
+            None => (self.target.as_str(), None),
+        };
+        std::iter::once(target).chain(rest)
     }
 }
 
@@ -402,7 +452,7 @@ impl Reader {
 
     /// Returns the latest part of an instance's history.
     ///
-    /// These are the latest `most` callbacks and `most` jobs, and the older ones that still wait. An instance can have
+    /// These are the latest `most` callbacks, jobs and operations, and the older callbacks and jobs that still wait. An instance can have
     /// sign-ons without end, and a reader must not keep a running daemon busy with all of them.
     ///
     /// # Errors
@@ -435,7 +485,11 @@ impl Reader {
         jobs.reverse();
         self.with(|rows| {
             let (callbacks, jobs) = (describe_callbacks(rows, callbacks)?, describe_jobs(rows, jobs)?);
-            Ok(InstanceHistory { instance, callbacks, jobs, older })
+            let mut operations = operations_on(rows, &instance, &callbacks, &jobs)?;
+            let older = older || operations.len() > most;
+            operations.truncate(most);
+            operations.reverse();
+            Ok(InstanceHistory { instance, callbacks, jobs, operations, older })
         })
         .map_err(ViewError::from)
     }

@@ -10,6 +10,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::support::admin::{admin_of, ask, with_admin};
 use crate::support::daemon::{
     Daemon, Home, KEY, PASSWORD, Params, Ran, about, create, renew, until, upgrade,
 };
@@ -386,6 +387,7 @@ fn a_claim_is_kept_and_told_to_the_hook() {
         for name in ["claimed_at", "tenant"] {
             claimed[name] = Value::Null;
         }
+        claimed["acts"] = before["acts"].clone();
         assert_eq!(claimed, before);
 
         // Repeating the claim does no harm. Another tenant is refused.
@@ -1027,6 +1029,83 @@ fn a_callback_is_sent_again_and_that_is_recorded() {
         assert_eq!(resend("http://spi.example/spi").code, 64);
         assert_eq!(home.list(&["acts"]).len(), 1);
     });
+}
+
+#[test]
+fn every_operation_on_an_instance_is_in_its_history() {
+    let home = home();
+    with_admin(&home, "");
+    let daemon = home.start();
+    let url = format!("http://{}/spi", daemon.address);
+    let resend = |number: &str| {
+        done(&home, &["callbacks", "resend", number, "--to", &url, "--key-file", "isv-key"]);
+    };
+    let other = buy(&daemon, "biz-0");
+    tell_hook(&home, "pend-create");
+    tell_hook(&home, "pend-upgrade");
+    assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
+    until("it is pending", || jobs(&home, "pending").pop());
+    let answer = home.path("answer.json");
+    std::fs::write(&answer, json!({"instance_id": "i-1", "app": {"password": PASSWORD}}).to_string())
+        .unwrap();
+    // Its name is `biz-1` until the create is complete.
+    done(&home, &["instances", "complete", "biz-1", "--answer", answer.to_str().unwrap()]);
+    resend("1");
+    resend("2");
+    done(&home, &["instances", "claim", "i-1", "--tenant", "tenant-1"]);
+    assert!(!daemon.deliver(&upgrade("i-1", "gold")).success());
+    let job = until("it is pending", || jobs(&home, "pending").pop());
+    done(&home, &["jobs", "retry", word(&job, "id")]);
+    until("it is pending again", || jobs(&home, "pending").pop().filter(|job| job["attempts"] == 2));
+    done(&home, &["jobs", "drop", word(&job, "id")]);
+    done(&home, &["attention", "dismiss", "3"]);
+    let show = ["instances", "show", "i-1", "--reveal", "--why", "a test", "--db", "spid.db"];
+    assert_eq!(home.run(&show).code, 0);
+    done(&home, &["instances", "release", "biz-1"]);
+
+    let words_of = |shown: &Value| -> Vec<String> {
+        shown["acts"].as_array().unwrap().iter().map(|entry| word(entry, "act").to_owned()).collect()
+    };
+    let all = ["complete", "resend", "claim", "retry", "drop", "dismiss", "reveal", "release"];
+    assert_eq!(words_of(&home.json(&["instances", "show", "i-1"])), all);
+    assert_eq!(words_of(&home.json(&["instances", "show", &other])), ["resend"]);
+    let text = home.look(&["instances", "show", "i-1"]);
+    assert!(text.contains("resend") && text.contains("callback 2 to 127.0.0.1"), "{text}");
+    let admin = admin_of(&daemon);
+    let api: Value = serde_json::from_str(&ask(admin, "/v1/instances/i-1").body).unwrap();
+    assert_eq!(words_of(&api), all);
+    let page = ask(admin, "/console/instances/i-1").body;
+    for word in all {
+        assert!(page.contains(&format!("{word} (admin operation)")), "{word}: {page}");
+    }
+}
+
+#[test]
+fn an_approval_belongs_to_the_instance_that_it_creates() {
+    let (home, daemon) = started(&[]);
+    let doubtful = create("biz-1").with("aliUid", "1&b=2");
+    assert_eq!(daemon.deliver(&doubtful).id(), "0");
+    done(&home, &["held", "approve", &held_number(&home)]);
+    until("it is active", || (home.state("biz-1") == "active").then_some(()));
+    let shown = home.json(&["instances", "show", "biz-1"]);
+    assert_eq!(shown["acts"][0]["act"], "approve", "{shown}");
+}
+
+#[test]
+fn a_refused_upgrade_is_retried_if_nothing_was_applied_since() {
+    let (home, daemon) = started(&["refuse-upgrade"]);
+    let id = buy(&daemon, "biz-1");
+    assert!(!daemon.deliver(&upgrade(&id, "silver")).success());
+    until("it is refused", || jobs(&home, "refused").pop());
+    let old = word(&only_job(&home, "refused"), "id").to_owned();
+    tell_hook(&home, "pend-renew");
+    assert!(!daemon.deliver(&renew(&id, "2031-01-01 00:00:00")).success());
+    let waiting = until("it is pending", || jobs(&home, "pending").pop());
+    assert!(refused(&home, 65, &["jobs", "retry", &old]).contains("has been queued since"));
+    done(&home, &["jobs", "drop", word(&waiting, "id")]);
+    untell_hook(&home, "refuse-upgrade");
+    done(&home, &["jobs", "retry", &old]);
+    until("it is done", || (home.json(&["instances", "show", &id])["sku"] == "silver").then_some(()));
 }
 
 #[test]

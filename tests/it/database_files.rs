@@ -150,6 +150,61 @@ fn a_database_that_is_gone_is_not_begun_anew() {
     daemon.stop();
 }
 
+/// Each command says what is wrong with the file that it was given. A restore is given a backup, so restoring one is no
+/// advice.
+#[test]
+fn a_file_that_is_no_database_is_named_with_its_fault() {
+    let home = home();
+    let daemon = home.start();
+    order(&daemon, "ob-1").unwrap();
+    daemon.stop();
+    std::fs::write(home.path("garbage.db"), "this is no database, whatever it is called. ".repeat(99))
+        .unwrap();
+    std::fs::write(home.path("empty.db"), "").unwrap();
+    std::fs::create_dir(home.path("folder.db")).unwrap();
+    let theirs = rusqlite::Connection::open(home.path("theirs.db")).unwrap();
+    theirs.execute_batch("CREATE TABLE theirs (a)").unwrap();
+    drop(theirs);
+    // The header is right, but the pages behind it are not.
+    let mut pages = std::fs::read(home.path("spid.db")).unwrap();
+    pages[4096..].fill(0x5a);
+    std::fs::write(home.path("broken.db"), pages).unwrap();
+    let cases = [
+        ("garbage.db", "is not a SQLite file", "is not a SQLite file"),
+        ("empty.db", "is empty", "is empty"),
+        ("folder.db", "is a directory", "is a directory"),
+        ("theirs.db", "another program made", "is not a spid database"),
+        ("broken.db", "is damaged (", "is damaged: "),
+    ];
+    for (file, restored, opened) in cases {
+        let ran = home.run(&["restore", file, "--db", "new.db", "--why", "a test"]);
+        let said = format!("`{file}` cannot be restored: ");
+        assert!(ran.code == 65 && ran.stderr.contains(&said) && ran.stderr.contains(restored), "{ran:?}");
+        assert!(!ran.stderr.contains("restore a backup"), "{ran:?}");
+        assert!(!home.path("new.db").exists());
+        let made = std::fs::read_dir(home.path("")).unwrap().map(|entry| entry.unwrap().file_name());
+        // Only the lock remains.
+        let made: Vec<_> = made.filter(|name| name.to_string_lossy().starts_with("new.db")).collect();
+        assert_eq!(made, ["new.db.lock"][..made.len()], "{file}");
+        for command in
+            [&["backup", "copy.db"][..], &["instances", "list"], &["held", "approve", "1", "--why", "a test"]]
+        {
+            let ran = home.run(&[command, &["--db", file]].concat());
+            assert!(ran.code == 65 && ran.stderr.contains(opened), "{command:?}: {ran:?}");
+            assert!(ran.stderr.contains(file), "{command:?}: {ran:?}");
+            assert!(!home.path("copy.db").exists());
+        }
+    }
+    // A daemon starts on an empty file, but not on a directory or on another file.
+    for (file, fault) in [("folder.db", "is a directory"), ("garbage.db", "is not a SQLite file")] {
+        with_database_at(&home, "other.toml", file);
+        let ran = serve(&home, "other.toml");
+        assert!(ran.code == 65 && ran.stderr.contains(fault), "{ran:?}");
+        let ran = home.run(&["check-config", "--config", "other.toml"]);
+        assert!(ran.code == 78 && ran.stderr.contains(fault), "{ran:?}");
+    }
+}
+
 /// Without the key the log remains, and without the log the mark of a running hook.
 #[test]
 fn what_a_killed_daemon_left_shows_that_there_was_a_database() {

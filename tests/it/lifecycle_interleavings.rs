@@ -602,6 +602,106 @@ async fn an_expire_the_hook_refused_does_not_freeze_who_renewed_since(bench: &Be
     assert_eq!(bench.state(), State::Frozen);
 }
 
+async fn a_refused_upgrade_is_held_only_after_another_was_applied(bench: &Bench) {
+    bench.done(&create("b")).await;
+    let ordered = |order: &str, sku: &str| Callback {
+        ordered: true,
+        order_id: Some(order.into()),
+        ..upgrade("b", sku)
+    };
+    let (first, second) = (ordered("u1", "silver"), ordered("u2", "gold"));
+    bench.deliver(&first).await;
+    let refusing = bench.take_one().await;
+    bench.finish(&refusing, refused()).await;
+    let changed_at = bench.only().updated_at;
+    bench.advance(60);
+    // The hook refuses the second one, too.
+    bench.deliver(&second).await;
+    let upgrading = bench.take_one().await;
+    bench.finish(&upgrading, refused()).await;
+    bench.advance(60);
+    assert_eq!(bench.only().updated_at, changed_at, "nothing was applied");
+    assert_eq!(bench.deliver(&first).await, Outcome::NotYet, "nothing was applied since its refusal");
+    let refusing = bench.take_one().await;
+    bench.finish(&refusing, refused()).await;
+    bench.advance(60);
+    // Now the second one is running.
+    bench.deliver(&second).await;
+    let upgrading = bench.take_one().await;
+    assert_eq!(bench.deliver(&first).await, Outcome::NotYet, "running is not applied");
+    assert_eq!(bench.jobs_of(Action::Upgrade).len(), 5, "under a key of its own");
+    bench.finish_done(&upgrading).await;
+    let again = bench.take_one().await;
+    bench.finish(&again, refused()).await;
+    bench.advance(60);
+    bench.done(&second).await;
+    assert_eq!(bench.only().sku.as_deref(), Some("gold"));
+    // Something else is applied after the last refusal.
+    bench.done(&ordered("u3", "platinum")).await;
+    assert!(is_held(&bench.deliver(&first).await));
+    assert_eq!((bench.only().sku.as_deref(), bench.held().len()), (Some("platinum"), 1));
+    assert_eq!(bench.held()[0].reason_code.as_deref(), Some("left-sku"));
+}
+
+async fn a_refused_upgrade_comes_again_while_another_is_queued(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.deliver(&upgrade("b", "silver")).await;
+    let refusing = bench.take_one().await;
+    bench.finish(&refusing, refused()).await;
+    bench.advance(60);
+    bench.deliver(&upgrade("b", "gold")).await;
+    assert_eq!(bench.deliver(&upgrade("b", "silver")).await, Outcome::NotYet);
+    assert!(bench.held().is_empty());
+    bench.run_due().await;
+    assert_eq!(bench.only().sku.as_deref(), Some("silver"), "in the order of their jobs");
+}
+
+async fn what_takes_from_the_buyer_is_held_behind_a_payment_that_is_only_queued(bench: &Bench) {
+    bench.done(&create("b")).await;
+    for (number, taking) in [expire("b"), refund_renew("b", "x", day(300))].into_iter().enumerate() {
+        bench.deliver(&taking).await;
+        let refusing = bench.take_one().await;
+        bench.finish(&refusing, refused()).await;
+        bench.advance(60);
+        let renewal = renew("b", &format!("r{number}"), day(730));
+        assert_eq!(bench.deliver(&renewal).await, Outcome::NotYet);
+        assert!(is_held(&bench.deliver(&taking).await), "{}", taking.action);
+        bench.run_due().await;
+        bench.done(&renewal).await;
+        assert_eq!((bench.state(), bench.only().expires_on), (State::Active, Some(day(730))));
+    }
+}
+
+async fn an_instance_changes_when_a_job_is_done_not_when_it_is_accepted(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let created_at = bench.only().created_at;
+    assert_eq!(bench.only().updated_at, created_at);
+    let creating = bench.take_one().await;
+    bench.advance(5);
+    bench.finish(&creating, refused()).await;
+    assert_eq!(bench.only().updated_at, created_at);
+    bench.advance(60);
+    // A create that comes again describes the instance again.
+    bench.deliver(&create("b")).await;
+    assert_eq!(bench.only().updated_at, bench.clock.now());
+    bench.advance(5);
+    bench.run_due().await;
+    let made_at = bench.clock.now();
+    assert_eq!(bench.only().updated_at, made_at);
+    bench.advance(60);
+    bench.deliver(&renew("b", "r", day(730))).await;
+    assert_eq!(bench.only().updated_at, made_at, "only accepted");
+    bench.advance(5);
+    bench.run_due().await;
+    assert_eq!(bench.only().updated_at, bench.clock.now());
+    // A release without a hook leaves a tombstone, or ends an instance that never began.
+    bench.deliver(&create("never")).await;
+    bench.advance(5);
+    bench.deliver(&release("never")).await;
+    let rows = bench.instances();
+    assert!(rows.iter().any(|row| row.instance.state == State::Released && row.instance.updated_at == bench.clock.now()));
+}
+
 async fn arrears_the_hook_refused_to_act_on_are_asked_again(bench: &Bench) {
     bench.done(&create("b")).await;
     for _ in 0..3 {

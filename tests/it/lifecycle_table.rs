@@ -87,6 +87,8 @@ enum Seen {
     RefusedLongAgo,
     /// The hook refused it, and the instance has changed since.
     RefusedBeforeAChange,
+    /// The hook refused it, and what is queued was accepted since. The instance has not changed.
+    RefusedBeforeTheQueue,
     Superseded,
     /// Held, and not decided yet.
     Held,
@@ -353,6 +355,12 @@ fn with_the_release(case: &Case) -> What {
     first.map_or(What::Repeat, |position| What::Join(number(position)))
 }
 
+/// Returns true if the hook refused the request before another one was carried out or queued.
+fn refused_before_another(case: &Case) -> bool {
+    case.seen == Seen::RefusedBeforeAChange
+        || case.seen == Seen::RefusedBeforeTheQueue && !case.queue.is_empty()
+}
+
 fn read_refund(case: &Case, column: &Column) -> What {
     let asked = Some(day_of(&case.callback));
     let term = match case.applied {
@@ -363,8 +371,8 @@ fn read_refund(case: &Case, column: &Column) -> What {
     match column {
         Column::Absent => policy(case),
         Column::Released => with_the_release(case),
-        // Refused, and the instance has changed since: a late run would undo a later payment.
-        _ if !case.seen.done() && case.seen != Seen::RefusedBeforeAChange => What::Run,
+        // Refused, and the instance has changed or will change since: a late run would undo a later payment.
+        _ if !case.seen.done() && !refused_before_another(case) => What::Run,
         _ if case.seen.done() && case.callback.ordered => What::Repeat,
         // The instance is in the requested state.
         _ if term == asked => What::Repeat,
@@ -381,6 +389,7 @@ fn read_upgrade(case: &Case, column: &Column) -> Reading {
     let asked = case.callback.sku.as_deref();
     let is_so = asked == Some(SKU);
     let (done, ordered) = (case.seen.done(), case.callback.ordered);
+    // What is only queued has not been applied, and does not count.
     let refused_before = case.seen == Seen::RefusedBeforeAChange;
     match column {
         Column::Absent => policy(case).into(),
@@ -416,7 +425,7 @@ fn longer(coming: Option<i64>, applied: Applied) -> Option<i64> {
 }
 
 fn read_expire(case: &Case, column: &Column) -> Reading {
-    let superseded = matches!(case.seen, Seen::Superseded | Seen::Held | Seen::RefusedBeforeAChange);
+    let superseded = matches!(case.seen, Seen::Superseded | Seen::Held) || refused_before_another(case);
     let (done, ordered) = (case.seen.done(), case.callback.ordered);
     let doubted =
         matches!(case.applied, Applied::Active { origin: Origin::Converted | Origin::Elsewhere, .. });
@@ -518,6 +527,7 @@ fn queued_job(position: usize, job: Coming) -> QueuedJob {
         running: job.mood == Mood::Runs,
         dead: job.mood == Mood::Dead,
         wants: RequestedValues::of(&callback),
+        accepted_at: seconds_ago(3_600),
     }
 }
 
@@ -537,6 +547,7 @@ fn earlier(seen: Seen) -> Option<EarlierCallback> {
         Seen::RefusedLongAgo => (false, None, refused(30)),
         // One day before the last change of the instance.
         Seen::RefusedBeforeAChange => (false, None, refused((TODAY + 1) * 24 * 3600)),
+        Seen::RefusedBeforeTheQueue => (false, None, refused(2 * 3_600)),
         Seen::Superseded => (false, None, EarlierOutcome::Superseded),
         Seen::Held => (false, None, EarlierOutcome::Held),
         Seen::Void => (false, None, EarlierOutcome::Void),
@@ -692,6 +703,7 @@ fn seens(queue: &[Coming], action: Action) -> Vec<Seen> {
         Seen::RefusedJustNow,
         Seen::RefusedLongAgo,
         Seen::RefusedBeforeAChange,
+        Seen::RefusedBeforeTheQueue,
         Seen::Superseded,
         Seen::Held,
         Seen::Void,
@@ -884,7 +896,7 @@ proptest! {
                         prop_assert_eq!(callback.action, Action::Create);
                         instance = Some(Instance::pending(&callback, ACCOUNT, "test", day(TODAY)));
                     }
-                    let job = QueuedJob { job: next, action: callback.action, running: false, dead: false, wants: RequestedValues::of(&callback) };
+                    let job = QueuedJob { job: next, action: callback.action, running: false, dead: false, wants: RequestedValues::of(&callback), accepted_at: day(TODAY) };
                     queue.push((job, callback.clone()));
                     next += 1;
                 }

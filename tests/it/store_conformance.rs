@@ -543,7 +543,7 @@ async fn a_file_that_is_no_database_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     std::fs::write(&path, "dear diary, ".repeat(200)).unwrap();
-    assert!(matches!(open(&path).await.err(), Some(StoreError::Corrupt(_))));
+    assert!(matches!(open(&path).await.err(), Some(StoreError::NotADatabase(..))));
     assert!(std::fs::read_to_string(&path).unwrap().starts_with("dear diary"));
     assert_eq!(
         Reader::open(&folder.path().join("none.db")).err(),

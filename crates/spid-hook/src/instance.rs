@@ -77,7 +77,8 @@ pub struct Instance {
     pub tenant: Option<String>,
     /// Time of the first callback.
     pub created_at: Timestamp,
-    /// Time of the last change by the marketplace. A claim is an act of the buyer, so it does not count.
+    /// Time of the creation, or of the last change that was carried out. A request that was only accepted does not count,
+    /// nor does a claim, which is an act of the buyer.
     pub updated_at: Timestamp,
 }
 

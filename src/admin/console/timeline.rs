@@ -1,7 +1,5 @@
 //! Single instance: its state, the possible operations, and its history, the latest event first.
 
-use std::collections::HashSet;
-
 use jiff::Timestamp;
 use maud::{Markup, html};
 
@@ -15,7 +13,7 @@ use spid_hook::callback::Callback;
 use spid_hook::instance::{Instance, State};
 use spid_hook::text::without_user_info;
 
-/// Maximum number of events on a page, and of audit entries.
+/// Maximum number of events on a page.
 const EVENTS: usize = 300;
 
 struct Timeline {
@@ -23,7 +21,6 @@ struct Timeline {
     /// Content of each callback, in the order of `history.callbacks`.
     bodies: Vec<Callback>,
     attempts: Vec<AttemptRow>,
-    acts: Vec<AuditEntry>,
 }
 
 /// Event of an instance's history.
@@ -62,26 +59,13 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Timeline, 
     for job in &history.jobs {
         attempts.extend(reader.attempts(job.row.number)?);
     }
-    let targets = targets(&history);
-    // The audit log cannot be read by target, so all of its entries are searched.
-    let acts = reader.acts(usize::MAX)?.into_iter().filter(|act| targets.contains(&act.target));
-    let acts = acts.take(EVENTS).collect();
-    Ok(Timeline { history, bodies, attempts, acts })
+    Ok(Timeline { history, bodies, attempts })
 }
 
 /// Rows of the jobs and of the callbacks.
 fn rows(history: &InstanceHistory) -> (Vec<&JobRow>, Vec<&CallbackRow>) {
     let callbacks = history.callbacks.iter().map(|listed| &listed.row);
     (history.jobs.iter().map(|listed| &listed.row).collect(), callbacks.collect())
-}
-
-/// Names of this instance, its jobs and its callbacks in the audit log.
-fn targets(history: &InstanceHistory) -> HashSet<String> {
-    let row = &history.instance;
-    let itself = format!("instance {} of {}", row.name().unwrap_or_default(), row.instance.account);
-    let jobs = history.jobs.iter().map(|job| format!("job {}", job.row.id));
-    let callbacks = history.callbacks.iter().map(|listed| format!("callback {}", listed.row.number));
-    jobs.chain(callbacks).chain([itself]).collect()
 }
 
 fn summary(context: &PageContext, instance: &Instance) -> Markup {
@@ -184,7 +168,8 @@ fn collect_events(shown: &Timeline) -> Vec<Event<'_>> {
             failed.map(|attempt| Event { at: attempt.ended_at, kind: EventKind::Attempted(job, attempt) }),
         );
     }
-    events.extend(shown.acts.iter().map(|act| Event { at: act.at, kind: EventKind::Operation(act) }));
+    let operations = shown.history.operations.iter().rev();
+    events.extend(operations.map(|act| Event { at: act.at, kind: EventKind::Operation(act) }));
     for (row, body) in callbacks.into_iter().zip(&shown.bodies).rev() {
         events.push(Event { at: row.received_at, kind: EventKind::Received(row, body) });
     }

@@ -195,8 +195,13 @@ async fn listen(
         None => bind(config.listen).await?,
     };
     let admin = match (sockets::handed(sockets.admin, config.admin_listen)?, config.admin_listen) {
+        // With a token the listener identifies its clients, so other machines may reach it, as a configured address.
+        (Some(listener), _) if config.live.admin.token.is_some() => Some(listener),
         (Some(listener), _) => {
-            sockets::only_on_this_machine(&listener, "the admin listener shows totals without a token")?;
+            sockets::only_on_this_machine(
+                &listener,
+                "without `server.admin_token` every client there could read and change data",
+            )?;
             Some(listener)
         }
         (None, Some(address)) => Some(bind(address).await?),

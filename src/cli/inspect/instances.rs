@@ -60,8 +60,7 @@ pub(crate) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
         }
         InstancesCommand::Show { show, reveal, id, account } => {
             let life = show.store.reader()?.life(&id, account.as_deref())?;
-            let instance = &life.instance.instance;
-            let target = format!("instance {} of {}", text(life.instance.name()), instance.account);
+            let target = life.instance.audit_target();
             // The audit entry is written here, before anything is printed.
             let secrets = reveal.secrets(&show.store, &target, life.jobs.iter().map(|job| &job.row))?;
             if show.json {
@@ -117,5 +116,10 @@ fn print_life(life: &InstanceHistory, output: &mut Output) -> Done {
     output.line("")?;
     callbacks_table(&life.callbacks, output)?;
     output.line("")?;
-    output.rows(&life.jobs)
+    output.rows(&life.jobs)?;
+    if life.operations.is_empty() {
+        return Ok(());
+    }
+    output.line("")?;
+    output.rows(&life.operations)
 }

@@ -40,7 +40,7 @@ pub(super) struct AppInstance {
     expires_on: Option<Timestamp>,
     /// Time of the first callback.
     created_at: Timestamp,
-    /// Time of the last change by the marketplace.
+    /// Time of the creation, or of the last change that was carried out.
     updated_at: Timestamp,
 }
 

@@ -70,7 +70,21 @@ fn hold(job: &mut JobRow, now: Timestamp) {
 /// Fails if there is no database, it is not one of spid's, or a newer spid wrote it. Fails if the new file exists or
 /// cannot be written.
 pub fn backup(path: &Path, to: &Path) -> Result<(), StoreError> {
-    Sqlite::open_backup(path)?.copy_to(to)
+    Sqlite::open_backup(path)?.copy_to(to).map_err(|error| error.at(path))
+}
+
+/// Returns the error of a backup that cannot be read. Its hint must not be to restore a backup.
+fn unusable(from: &Path, error: StoreError) -> OperationError {
+    let fault = match error {
+        StoreError::NotThere(from) => {
+            return OperationError::NotFound(format!("there is no `{}`", from.display()));
+        }
+        StoreError::NotADatabase(_, fault) => fault.to_owned(),
+        StoreError::NotOurs(_) => "another program made this database".to_owned(),
+        StoreError::Corrupt(fault) => format!("it is damaged ({})", fault.trim()),
+        error => return error.into(),
+    };
+    StoreError::NotABackup(from.to_owned(), fault).into()
 }
 
 /// Restores a backup to the path of a database that no process uses. All its unfinished jobs are held.
@@ -87,10 +101,7 @@ pub fn restore(
     clock: Clock,
     note: &AuditNote,
 ) -> OperationDone<Restored> {
-    let backup = Sqlite::open_backup(from).map_err(|error| match error {
-        StoreError::NotThere(from) => OperationError::NotFound(format!("there is no `{}`", from.display())),
-        error => error.into(),
-    })?;
+    let backup = Sqlite::open_backup(from).map_err(|error| unusable(from, error))?;
     let restore_target = RestoreTarget::at(path)?.map_err(|remains| {
         OperationError::Impossible(format!(
             "`{}` exists; stop the daemon, and move the database away with its -wal and -shm",
@@ -98,8 +109,8 @@ pub fn restore(
         ))
     })?;
     // Work on the partial copy, and put it in place only when all jobs in it are held.
-    backup.copy_to(restore_target.partial())?;
-    Sqlite::modernise(restore_target.partial())?;
+    backup.copy_to(restore_target.partial()).map_err(|error| unusable(from, error))?;
+    Sqlite::modernise(restore_target.partial()).map_err(|error| unusable(from, error))?;
     let mut operations = Operations::open(restore_target.partial(), options, clock)?;
     let held = operations.hold_unfinished(from, note)?;
     let sealed = operations.backend.has_sealed()?;

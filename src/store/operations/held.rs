@@ -49,8 +49,15 @@ impl Operations {
         instead: Option<Instead>,
         note: &AuditNote,
     ) -> OperationDone<Approved> {
-        let target = format!("callback {number}");
-        self.run_audited(note, "approve", &target, |rows, now| approve(rows, number, instead, note, now))
+        self.run_audited_on(note, "approve", |rows, now| {
+            let approved = approve(rows, number, instead, note, now)?;
+            let target = match approved.callback {
+                same if same == number => format!("callback {number}"),
+                // The held callback had no instance. The other one belongs to its history.
+                other => format!("callback {number} as callback {other}"),
+            };
+            Ok((approved, target))
+        })
     }
 
     /// Rejects a held callback, and its redeliveries for as long as they would be held again.

@@ -79,7 +79,8 @@ impl Operations {
     /// Fails if the database cannot be opened.
     pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Operations, StoreError> {
         let (path, options) = (path.to_owned(), options.clone());
-        Ok(Operations { backend: Sqlite::open_to_mend(&path)?, path, options, encryptor: None, clock })
+        let backend = Sqlite::open_to_mend(&path).map_err(|error| error.at(&path))?;
+        Ok(Operations { backend, path, options, encryptor: None, clock })
     }
 
     /// Encrypts with the present keys of this store, which may differ from the keys at its start.
@@ -111,17 +112,29 @@ impl Operations {
         target: &str,
         decide: impl FnOnce(&mut Work<'_>, Timestamp) -> OperationDone<T>,
     ) -> OperationDone<T> {
+        self.run_audited_on(note, word, |rows, now| Ok((decide(rows, now)?, target.to_owned())))
+    }
+
+    /// Runs one operation like [`Operations::run_audited`]. The operation also returns its target for the audit entry.
+    pub(super) fn run_audited_on<T>(
+        &mut self,
+        note: &AuditNote,
+        word: &str,
+        decide: impl FnOnce(&mut Work<'_>, Timestamp) -> OperationDone<(T, String)>,
+    ) -> OperationDone<T> {
         let now = self.clock.now();
         self.backend.begin()?;
         let mut work = Work::on(&self.backend);
-        let decided = decide(&mut work, now);
-        // The entry is in the same transaction: no change without its entry, no entry without its change.
-        work.add_audit_entry(AuditEntry {
-            at: now,
-            who: note.who.clone(),
-            act: word.to_owned(),
-            target: target.to_owned(),
-            why: note.why.clone(),
+        let decided = decide(&mut work, now).map(|(value, target)| {
+            // The entry is in the same transaction: no change without its entry, no entry without its change.
+            work.add_audit_entry(AuditEntry {
+                at: now,
+                who: note.who.clone(),
+                act: word.to_owned(),
+                target,
+                why: note.why.clone(),
+            });
+            value
         });
         let rows = work.into_rows();
         let done = decided.and_then(|value| {
@@ -135,7 +148,10 @@ impl Operations {
             }
             Err(error) => {
                 self.backend.rollback()?;
-                Err(error)
+                Err(match error {
+                    OperationError::Store(error) => OperationError::Store(error.at(&self.path)),
+                    error => error,
+                })
             }
         }
     }
@@ -150,12 +166,8 @@ impl Operations {
 
     /// Returns the text that names an instance in the audit log.
     fn target(&self, number: i64) -> OperationDone<String> {
-        let Some(row) = self.backend.instance(number)? else {
-            return Err(no_instance(number));
-        };
-        let instance = row.instance;
-        let name = instance.id.or(instance.order_biz_id).unwrap_or_default();
-        Ok(format!("instance {name} of {}", instance.account))
+        let row = self.backend.instance(number)?.ok_or_else(|| no_instance(number))?;
+        Ok(row.audit_target())
     }
 }
 

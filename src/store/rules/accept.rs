@@ -120,11 +120,11 @@ fn settle_instance(
     let begins = creates && new_job.lease_until.is_some();
     let now = acceptance.received_at;
     let row = match (&judged.instance, runs || judged.verdict.leaves_tombstone) {
-        (Some(row), true) => {
+        (Some(row), true) if creates || judged.verdict.leaves_tombstone => {
             let mut row = row.clone();
             if judged.verdict.leaves_tombstone {
                 row.instance.state = State::Released;
-            } else if creates {
+            } else {
                 row.instance.describe(callback);
                 row.instance.state = State::Pending;
                 row.instance.tombstone = false;
@@ -135,8 +135,10 @@ fn settle_instance(
             rows.put_instance(&row);
             Some(row)
         }
+        // A job that is only queued has not changed the instance, so `updated_at` stays.
+        (Some(row), _) => Some(row.clone()),
         (None, true) => Some(new_instance(rows, acceptance, judged, begins)?),
-        (known, false) => known.clone(),
+        (None, false) => None,
     };
     // A later callback without a name may find the instance by its order id.
     if let (Some(row), Some(order), true) = (&row, callback.order_id.as_deref(), runs) {

@@ -309,6 +309,7 @@ fn queued_job((job, callback): &(JobRow, Callback)) -> QueuedJob {
             true => RequestedValues::of(callback),
             false => RequestedValues::of(&callback.part(job.action)),
         },
+        accepted_at: job.created_at,
     }
 }
 

@@ -15,7 +15,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::daemon::{Home, QUICK, create, get, get_text, post_text, until};
+use crate::support::daemon::{Home, QUICK, create, exchange, get, get_text, post_text, until};
 use rustix::process::Signal;
 use spid::internals::net::{Client, ClientOptions, ClientRequest, Tls};
 
@@ -89,7 +89,26 @@ fn an_admin_socket_that_everybody_reaches_is_refused() {
         .output()
         .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(78) && stderr.contains("shows totals without a token"), "{stderr}");
+    assert!(output.status.code() == Some(78) && stderr.contains("without `server.admin_token`"), "{stderr}");
+}
+
+#[test]
+fn an_admin_socket_that_everybody_reaches_starts_with_a_token() {
+    let home = Home::with_log_hook();
+    std::fs::write(home.path("admin-token"), "fake-token-of-a-test").unwrap();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replace("[server]", "[server]\nadmin_token = { file = \"admin-token\" }"));
+    let (spi, admin) = (socket(), TcpListener::bind("0.0.0.0:0").unwrap());
+    let daemon = home.start_supervised("admin:spi", &[&admin, &spi], &[]);
+    let address = SocketAddr::from(([127, 0, 0, 1], admin.local_addr().unwrap().port()));
+    let ask = |token: &str| {
+        let head =
+            format!("GET /v1/instances HTTP/1.1\r\nhost: localhost\r\n{token}connection: close\r\n\r\n");
+        exchange(address, &head).unwrap().status
+    };
+    assert_eq!(ask(""), 401);
+    assert_eq!(ask("authorization: Bearer fake-token-of-a-test\r\n"), 200);
+    daemon.stop();
 }
 
 // Restart under load.

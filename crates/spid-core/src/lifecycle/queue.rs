@@ -18,6 +18,8 @@ pub struct QueuedJob {
     pub dead: bool,
     /// The values that the job will set.
     pub wants: RequestedValues,
+    /// Time at which the job was accepted.
+    pub accepted_at: Timestamp,
 }
 
 /// Returns the state after all queued jobs.

@@ -78,6 +78,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         releasing: view.queue.iter().find(|job| job.action == Action::Release).map(|job| job.job),
         done: view.earlier.and_then(|earlier| earlier.done).filter(|_| !view.approved),
         superseded: !view.approved && view.earlier.is_some_and(|earlier| is_superseded(instance, earlier)),
+        followed: !view.approved && view.earlier.is_some_and(|earlier| is_followed(view.queue, earlier)),
         no_copy: callback.nonce.is_some(),
         ordered: callback.ordered,
         thaws: callback.nonce.is_some() && callback.action == Action::Renew && callback.expires_on.is_none(),
@@ -125,10 +126,20 @@ fn is_new_toggle(view: View<'_>, callback: &Callback) -> bool {
 }
 
 /// Returns true if the earlier callback had no effect or is held, and the instance may have changed since then.
+///
+/// After a refusal by the hook only an applied change counts: a queued job may end without any effect.
 fn is_superseded(instance: &Instance, earlier: &EarlierCallback) -> bool {
     match earlier.standing {
         EarlierOutcome::Superseded | EarlierOutcome::Held => true,
         EarlierOutcome::RefusedByHook { at, .. } => instance.updated_at > at,
+        _ => false,
+    }
+}
+
+/// Returns true if the hook refused the earlier callback, and a job that was accepted after the refusal is still queued.
+fn is_followed(queue: &[QueuedJob], earlier: &EarlierCallback) -> bool {
+    match earlier.standing {
+        EarlierOutcome::RefusedByHook { at, .. } => queue.iter().any(|job| job.accepted_at > at),
         _ => false,
     }
 }
@@ -141,6 +152,9 @@ struct KnownInstance<'a> {
     /// Earlier callback with the same deduplication key that was carried out. `None` if an operator approved this one.
     done: Option<Done>,
     superseded: bool,
+    /// A later request is queued behind the hook's refusal of this one. It has changed nothing yet, but it may be paid,
+    /// so a request that takes something from the buyer must not run after it.
+    followed: bool,
     /// The request carries a nonce, so it cannot be a replay.
     no_copy: bool,
     ordered: bool,
@@ -220,7 +234,7 @@ impl KnownInstance<'_> {
     fn refund_renew(&self) -> Decision {
         match self.future.state {
             State::Released => self.released(),
-            _ if self.done.is_none() && !self.refused_since() => Decision::Run,
+            _ if self.done.is_none() && !self.refused_since() && !self.followed => Decision::Run,
             _ if self.done.is_some() && self.ordered => Decision::Repeat,
             _ if self.is_made() && self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
             _ if self.wants.expires_on == self.future.expires_on => {
@@ -287,7 +301,7 @@ impl KnownInstance<'_> {
             (Some(_), Some(expiry)) => Decision::Hold(Reason::EarlyExpire(expiry)),
             // Most likely arrears. But the end of a trial that was converted, or of a term that was not bought here,
             // may be announced late.
-            (None, Some(expiry)) if self.superseded || is_first_doubted => {
+            (None, Some(expiry)) if self.superseded || self.followed || is_first_doubted => {
                 Decision::Hold(Reason::EarlyExpire(expiry))
             }
             // Without a known term, this may be a repeat whose answer was lost.
