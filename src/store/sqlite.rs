@@ -84,6 +84,7 @@ pub(crate) struct Sqlite {
     /// Jobs that cannot be read and are skipped until the next start. Their rows cannot be updated, or must not be
     /// updated.
     skipped: RefCell<BTreeSet<i64>>,
+    queries: read::Queries,
     /// Change of numbers and totals in the open transaction, which its commit writes.
     head: RefCell<HeadChange>,
     /// The same change at the beginning of the savepoint.
@@ -167,6 +168,7 @@ impl Sqlite {
             connection,
             logged: RefCell::default(),
             skipped: RefCell::default(),
+            queries: read::Queries::default(),
             head: RefCell::default(),
             head_before: HeadChange::default(),
             daemon: None,

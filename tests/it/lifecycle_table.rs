@@ -389,8 +389,10 @@ fn read_upgrade(case: &Case, column: &Column) -> Reading {
     let asked = case.callback.sku.as_deref();
     let is_so = asked == Some(SKU);
     let (done, ordered) = (case.seen.done(), case.callback.ordered);
-    // What is only queued has not been applied, and does not count.
-    let refused_before = case.seen == Seen::RefusedBeforeAChange;
+    // A later purchase must not be undone, neither an applied one nor one that is queued.
+    let is_replaced = case.queue.iter().any(|job| job.action == Action::Upgrade);
+    let refused_before =
+        case.seen == Seen::RefusedBeforeAChange || case.seen == Seen::RefusedBeforeTheQueue && is_replaced;
     match column {
         Column::Absent => policy(case).into(),
         Column::Released => {

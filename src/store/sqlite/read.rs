@@ -1,7 +1,6 @@
 //! Queries of the SQLite backend: the columns of each table, and the rows read from them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use rusqlite::types::{FromSql, Type, Value, ValueRef};
@@ -447,25 +446,31 @@ impl Conditions {
     }
 }
 
-/// Query of every callback that names its instance. It is made once, because to write the text costs as much as to read
-/// the row.
-static INSTANCE_BY_NAME: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT {INSTANCE_COLUMNS},
-           EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < {DONE} AND job.in_lane = 1)
-         FROM name LEFT JOIN instance ON instance.number = name.instance
-         WHERE name.account = ?1 AND name.name = ?2"
-    )
-});
+/// Texts of the two queries that every callback needs. They are made once for each connection, because to write the text
+/// costs as much as to read the row.
+#[derive(Debug)]
+pub(super) struct Queries {
+    instance_by_name: String,
+    earlier_callbacks: String,
+}
 
-/// Query of every callback for those with the same deduplication key.
-static EARLIER_CALLBACKS: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT {CALLBACK_COLUMNS}, {JOB_COLUMNS}
-         FROM callback LEFT JOIN job ON job.number = callback.job
-         WHERE callback.occurrence = ?1 ORDER BY callback.number"
-    )
-});
+impl Default for Queries {
+    fn default() -> Queries {
+        Queries {
+            instance_by_name: format!(
+                "SELECT {INSTANCE_COLUMNS},
+                   EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < {DONE} AND job.in_lane = 1)
+                 FROM name LEFT JOIN instance ON instance.number = name.instance
+                 WHERE name.account = ?1 AND name.name = ?2"
+            ),
+            earlier_callbacks: format!(
+                "SELECT {CALLBACK_COLUMNS}, {JOB_COLUMNS}
+                 FROM callback LEFT JOIN job ON job.number = callback.job
+                 WHERE callback.occurrence = ?1 ORDER BY callback.number"
+            ),
+        }
+    }
+}
 
 impl Read for Sqlite {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
@@ -482,7 +487,7 @@ impl Read for Sqlite {
             ValueRef::Null => Err(dangling_reference("name", account, name)),
             _ => Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?)),
         };
-        match self.one(&INSTANCE_BY_NAME, [account, name], read)? {
+        match self.one(&self.queries.instance_by_name, [account, name], read)? {
             // A second query reads the queue, and only if it is not empty.
             Some((row, true)) => {
                 let queue = self.queue(row.number)?;
@@ -567,7 +572,7 @@ impl Read for Sqlite {
     }
 
     fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-        self.many(&EARLIER_CALLBACKS, [key], read_callback_and_job)
+        self.many(&self.queries.earlier_callbacks, [key], read_callback_and_job)
     }
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {

@@ -244,12 +244,18 @@ impl KnownInstance<'_> {
         }
     }
 
+    /// Returns true if a later upgrade is queued behind the hook's refusal of this one: run after it, this one would
+    /// undo a later purchase.
+    fn is_replaced(&self) -> bool {
+        self.followed && self.view.queue.iter().any(|job| job.action == Action::Upgrade)
+    }
+
     fn upgrade(&self) -> Verdict {
         let is_released = self.future.state == State::Released;
         let decision = match self.done {
             Some(_) if self.ordered => Decision::Repeat,
             None if is_released => return self.paid_for_nothing(Action::Upgrade),
-            None if !self.refused_since() => Decision::Run,
+            None if !self.refused_since() && !self.is_replaced() => Decision::Run,
             // An order that the hook refused was not carried out, even if the instance has the values now.
             None if self.ordered => Decision::Hold(Reason::LeftSku),
             _ if self.is_made() && self.instance.has(&self.wants) => Decision::Repeat,
