@@ -174,8 +174,13 @@ impl Daemon {
         let intake = Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals, live.intake);
         let routes = Arc::new(Routes::new(live.endpoints, intake, live.access_policy));
         let (routes, behind) = watch::channel(routes);
-        let market_jobs =
-            MarketJobsRunner::new(store.clone(), clock.clone(), routes.subscribe(), asked_markets);
+        let market_jobs = MarketJobsRunner::new(
+            store.clone(),
+            clock.clone(),
+            metrics.clone(),
+            routes.subscribe(),
+            asked_markets,
+        );
         let market_jobs = run(part("runner of market jobs"), market_jobs.run(stop_dispatch.subscribe()));
         let (stop_listeners, _) = watch::channel(false);
         let listener_task = PublicListener::new(behind, metrics.clone()).telling(spans);
