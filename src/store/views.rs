@@ -76,7 +76,7 @@ pub enum AnyJob {
     /// A job for a callback.
     Hook(Box<ListedJob>),
     /// A job of the market client.
-    Market(ListedMarketJob),
+    Market(Box<ListedMarketJob>),
 }
 
 /// A job of any kind, with all that is known of it.
@@ -86,7 +86,7 @@ pub enum AnyJobDetail {
     /// A job for a callback.
     Hook(Box<JobDetail>),
     /// A job of the market client.
-    Market(ListedMarketJob),
+    Market(Box<ListedMarketJob>),
 }
 
 /// A callback with its whole content.
@@ -607,7 +607,7 @@ impl Reader {
                 // Jobs older than a full page are not on it. Without this bound the search would read the whole table.
                 let oldest = jobs.last().filter(|_| jobs.len() >= filter.limit).map_or(0, AnyJob::number);
                 let found = rows.list_market_jobs(filter, oldest)?;
-                jobs.extend(found.into_iter().map(|job| AnyJob::Market(job.into())));
+                jobs.extend(found.into_iter().map(|job| AnyJob::Market(Box::new(job.into()))));
             }
             jobs.sort_by_key(|job| std::cmp::Reverse(job.number()));
             jobs.truncate(filter.limit);
@@ -640,7 +640,7 @@ impl Reader {
     /// Fails if there is none.
     pub fn any_job(&self, id: Id) -> Result<AnyJobDetail, ViewError> {
         match self.market_jobs(MarketJobs::Id(id))?.pop() {
-            Some(job) => Ok(AnyJobDetail::Market(job.into())),
+            Some(job) => Ok(AnyJobDetail::Market(Box::new(job.into()))),
             None => Ok(AnyJobDetail::Hook(Box::new(self.job_detail(id)?))),
         }
     }

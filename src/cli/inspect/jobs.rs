@@ -156,8 +156,13 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
             let detail = match show.store.reader()?.any_job(id)? {
                 AnyJobDetail::Hook(detail) => *detail,
                 AnyJobDetail::Market(job) => {
+                    // It has no answer, so this only writes the audit entry.
+                    let secrets = reveal.secrets(&show.store, &format!("job {id}"), [])?;
                     let routed = RoutedJob::new(AnyJob::Market(job), None);
-                    return if show.json { output.json(&routed) } else { output.rows(&[routed]) };
+                    return match show.json {
+                        true => output.json(&WithSecrets { shown: &routed, secrets }),
+                        false => output.rows(&[routed]),
+                    };
                 }
             };
             let JobDetail { job, failed_attempts, trace_id } = detail;
