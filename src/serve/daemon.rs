@@ -55,7 +55,6 @@ pub struct Daemon {
     known: watch::Sender<KnownEndpoints>,
     orders: watch::Sender<OrderLookupClients>,
     runner: watch::Sender<Runner>,
-    markets: watch::Sender<Vec<Market>>,
     /// Signature keys whose last use is recorded.
     keys: watch::Sender<Vec<ConfiguredKey>>,
     tls: Option<ServerTls>,
@@ -66,7 +65,7 @@ pub struct Daemon {
     /// Listener for the seller's application.
     app: Option<RunningApp>,
     dispatch: JoinHandle<usize>,
-    market_jobs: JoinHandle<()>,
+    market_jobs: RunningMarketJobs,
     telemetry: Option<Telemetry>,
     ended: watch::Receiver<Option<&'static str>>,
 }
@@ -92,6 +91,28 @@ impl RunningApp {
         let app = App::new(store.clone(), clock.clone(), metrics.clone(), options, stop.subscribe());
         let task = serve(listener, server.clone(), app.clone(), stop, part("application's listener"));
         Ok(Some(RunningApp { address, app, task }))
+    }
+}
+
+/// Runner of the market client's jobs, with the markets, which a reload may change.
+struct RunningMarketJobs {
+    markets: watch::Sender<Vec<Market>>,
+    task: JoinHandle<()>,
+}
+
+impl RunningMarketJobs {
+    fn start(
+        markets: Vec<Market>,
+        (store, clock, metrics): (&Store, &Clock, &Metrics),
+        routes: &watch::Sender<Arc<Routes>>,
+        stop: &watch::Sender<bool>,
+        part: &dyn Fn(&'static str) -> Part,
+    ) -> RunningMarketJobs {
+        let (markets, known) = watch::channel(markets);
+        let (store, clock, metrics) = (store.clone(), clock.clone(), metrics.clone());
+        let runner = MarketJobsRunner::new(store, clock, metrics, routes.subscribe(), known);
+        let task = run(part("runner of market jobs"), runner.run(stop.subscribe()));
+        RunningMarketJobs { markets, task }
     }
 }
 
@@ -146,11 +167,9 @@ impl Daemon {
         let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
         let database = Some((options.store_path.clone(), choices.clone()));
         let (store, closed) = open_store(&options.store_path, choices, clock.clone()).await?;
-        announce(&metrics);
         let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
         let parts = shown(&store, database, &metrics, &refusals, &clock);
-        let prepared = prepare(&options.store_path, parts, live.admin);
-        let (leftovers, operators) = match prepared.await {
+        let (leftovers, operators) = match prepare(&options.store_path, parts, live.admin).await {
             Ok(prepared) => prepared,
             Err(error) => return Err(close_after(error, store, closed).await),
         };
@@ -168,29 +187,21 @@ impl Daemon {
                 .asking(lookup_clients)
                 .knowing(knowing)
                 .telling(spans.clone());
-        let (markets, asked_markets) = watch::channel(live.markets);
         let liveness = Liveness::of(store.clone(), dispatch.iterated_at());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
         let intake = Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals, live.intake);
-        let routes = Arc::new(Routes::new(live.endpoints, intake, live.access_policy));
-        let (routes, behind) = watch::channel(routes);
-        let market_jobs = MarketJobsRunner::new(
-            store.clone(),
-            clock.clone(),
-            metrics.clone(),
-            routes.subscribe(),
-            asked_markets,
-        );
-        let market_jobs = run(part("runner of market jobs"), market_jobs.run(stop_dispatch.subscribe()));
+        let routes = Routes::new(live.endpoints, intake, live.access_policy);
+        let (routes, behind) = watch::channel(Arc::new(routes));
+        let shared = (&store, &clock, &metrics);
+        let market_jobs = RunningMarketJobs::start(live.markets, shared, &routes, &stop_dispatch, &part);
         let (stop_listeners, _) = watch::channel(false);
         let listener_task = PublicListener::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: live.tls.clone(), ..options.server.clone() };
         let listener_task = serve(listener, spi, listener_task, &stop_listeners, part("listener"));
-        let shared = (&store, &clock, &metrics);
         let app = RunningApp::start(options.app, live.app, &options.server, shared, &stop_listeners, &part)?;
-        let admin = admin.map(|listener| {
-            serve(listener, options.server, operators.clone(), &stop_listeners, part("admin listener"))
-        });
+        let handler = operators.clone();
+        let admin =
+            admin.map(|it| serve(it, options.server, handler, &stop_listeners, part("admin listener")));
         Ok(Daemon {
             address,
             admin_address,
@@ -204,7 +215,6 @@ impl Daemon {
             known,
             orders,
             runner,
-            markets,
             keys,
             tls: live.tls,
             listener_task,
@@ -239,7 +249,7 @@ impl Daemon {
     /// unserved.
     pub fn change(&self, live: LiveOptions, secrets_window_ms: i64, encryptor: Encryptor) {
         let LiveOptions { endpoints, runner, orders, intake, access_policy, tls, admin, app, markets } = live;
-        self.markets.send_replace(markets);
+        self.market_jobs.markets.send_replace(markets);
         self.operators.change(admin);
         if let Some(running) = &self.app {
             running.app.change(app);
@@ -331,7 +341,7 @@ impl Daemon {
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
         // It ends at once: a call that it cuts short is made again.
-        let _ = self.market_jobs.await;
+        let _ = self.market_jobs.task.await;
         let telling = async {
             if let Some(telemetry) = self.telemetry {
                 telemetry.stop().await;
@@ -375,6 +385,7 @@ fn check_guarded(admin: Option<SocketAddr>, options: &AdminOptions) -> Result<()
 }
 
 async fn open_store(path: &Path, options: StoreOptions, clock: Clock) -> Result<(Store, Closed), StoreError> {
+    announce(&options.metrics);
     let (store, closed) = Store::open(path, options, clock).await?;
     drop(log_backlog(store.clone()));
     Ok((store, closed))

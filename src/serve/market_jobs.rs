@@ -96,7 +96,7 @@ impl MarketJobsRunner {
                 self.begin_due(&mut running).await;
             }
         }
-        // The calls have no answer that matters: whoever asked is this daemon itself.
+        // No one waits for these calls, so they are cut short and made again.
         running.shutdown().await;
     }
 

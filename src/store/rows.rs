@@ -263,7 +263,7 @@ pub struct MarketJob {
     pub kind: MarketJobKind,
     /// Deduplication key: the name of the market, `/`, and what the call is about. See [`MarketJob::key_of`].
     pub key: String,
-    /// What the call needs beside its key.
+    /// Values for the call that are not in its key.
     pub payload: Option<String>,
     /// State of the job.
     pub state: JobState,

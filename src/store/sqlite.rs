@@ -153,7 +153,7 @@ impl Sqlite {
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         // Check the noted stamp before the migration, so that an outdated copy is refused unchanged.
         let stamp = if version > 0 { check_noted(&connection, path, version)? } else { None };
-        migrate(&connection, version)?;
+        migrate(&connection, path, version)?;
         let place = DatabaseFiles::of(path, &inode)?;
         let mut daemon = DaemonLocks { place, inode, beside, seen: FileState::default() };
         daemon.start_from(&connection, stamp)?;
@@ -200,6 +200,9 @@ impl Sqlite {
         let is_empty = version == 0;
         if !is_empty {
             check_noted(&connection, path, version)?;
+        }
+        if !is_empty && version < MIGRATIONS.len() {
+            check_room(path)?;
         }
         Ok((!is_empty).then(|| Sqlite::of(connection)))
     }
@@ -279,7 +282,7 @@ impl Sqlite {
     pub(crate) fn modernise(path: &Path) -> Result<()> {
         let (old, version) = Sqlite::open_of_any_version(path)?;
         old.connection.pragma_update(None, "synchronous", "FULL")?;
-        migrate(&old.connection, version)
+        migrate(&old.connection, path, version)
     }
 
     fn open_beside(path: &Path) -> Result<Sqlite> {
@@ -482,15 +485,45 @@ fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
     }
 }
 
+/// Checks that the disk has room for a migration, and returns the size of the database in bytes.
+///
+/// The commit writes every row into the write-ahead log first, and then into the file, beside the rows as they were.
+fn check_room(path: &Path) -> Result<u64> {
+    let size = std::fs::metadata(path).map_err(StoreError::of_file(path))?.len();
+    let disk = rustix::fs::statvfs(path).map_err(|error| StoreError::of_file(path)(error.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let needed = size.saturating_mul(2);
+    if free >= needed {
+        return Ok(size);
+    }
+    let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
+    Err(StoreError::Io(format!(
+        "this version of spid must rewrite the database, and that needs {} MB of free disk space beside {}; there are {} MB. Make room and start again; the database is unchanged",
+        megabytes(needed),
+        path.display(),
+        megabytes(free)
+    )))
+}
+
 /// Runs a query that returns one number.
 fn number_of(connection: &Connection, sql: &str) -> Result<i64> {
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
-/// Migrates the schema from `version` to the newest. All steps are one commit.
-fn migrate(connection: &Connection, version: usize) -> Result<()> {
+/// Migrates the schema from `version` to the newest. All steps are one commit, so a start that is killed meanwhile
+/// leaves the database as it was.
+fn migrate(connection: &Connection, path: &Path, version: usize) -> Result<()> {
     let newest = MIGRATIONS.len();
     let Some(pending @ [_, ..]) = MIGRATIONS.get(version..) else { return Ok(()) };
+    if version > 0 {
+        let bytes = check_room(path)?;
+        tracing::info!(
+            from = version,
+            to = newest,
+            bytes,
+            "migrating the database schema; a million instances take less than a minute"
+        );
+    }
     let steps = pending.concat();
     // A table that is replaced is dropped while others refer to it. SQLite changes this setting only outside of a
     // transaction.

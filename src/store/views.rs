@@ -163,7 +163,7 @@ pub struct ListedMarketJob {
     pub id: Id,
     /// Name of the market.
     pub market: String,
-    /// What the job is about, within its market and kind.
+    /// Subject of the call, within its market and kind.
     pub about: String,
     /// State of the job.
     pub state: JobState,

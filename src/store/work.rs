@@ -344,7 +344,10 @@ impl WorkRows {
     /// They may be used only if no other process has committed since.
     #[must_use]
     pub fn settled(mut self) -> WorkRows {
-        self.jobs.settle(|_, job| job.state == JobState::Running);
+        // A job that was set aside has other values in the database.
+        let (held, postponed) = (&self.held_unreadable.slots, &self.postponed.slots);
+        let is_aside = |number: &i64| held.contains_key(number) || postponed.contains_key(number);
+        self.jobs.settle(|number, job| job.state == JobState::Running && !is_aside(number));
         let (mut instances, mut callbacks) = (BTreeSet::new(), BTreeSet::new());
         for job in self.jobs.rows() {
             instances.extend(job.instance);
@@ -526,9 +529,13 @@ impl<'a> Work<'a> {
 
     /// Records that success was reported at `at`. The first report counts, so a later one does not move its time.
     pub fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
-        if let Some(mut row) = self.callback_row(callback)?.filter(|row| row.reported_at.is_none()) {
-            row.reported_at = Some(at);
-            self.put_callback(&row);
+        match self.callback_row(callback) {
+            Ok(Some(row)) if row.reported_at.is_none() => {
+                self.put_callback(&CallbackRow { reported_at: Some(at), ..row });
+            }
+            // An unreadable row is not marked: once it is repaired, its result counts as unreported.
+            Ok(_) | Err(StoreError::Unreadable(_)) => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }

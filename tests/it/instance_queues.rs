@@ -12,7 +12,7 @@ use crate::support::bench::*;
 use spid::internals::store::{AttemptEnd, AuditNote, Instead, Operations, StoreOptions};
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
-use spid_hook::callback::{Action, Answer};
+use spid_hook::callback::{Action, Answer, Callback};
 
 /// A small generator with the same numbers on every machine.
 struct Dice(u64);
@@ -182,5 +182,23 @@ async fn a_lane_of_an_older_database_is_marked_when_it_is_brought_up_to_date() {
     let dead = bench.jobs().into_iter().find(|job| job.state == schedule::JobState::Dead).unwrap();
     operations(&bench).drop_job(dead.id, &act()).unwrap();
     bench.check_blocked();
+    assert_eq!(bench.take_one().await.job.action, Action::Upgrade);
+}
+
+/// The first part was refused, and the second one cancelled with it. A retry brings both back, one behind the other.
+#[tokio::test]
+async fn the_later_part_of_a_retried_request_waits_for_the_first() {
+    let bench = Bench::sqlite().await;
+    bench.done(&create("b")).await;
+    let both =
+        Callback { also: vec![Action::Upgrade], sku: Some("gold".into()), ..renew("b", "r", day(730)) };
+    bench.deliver(&both).await;
+    let first = bench.take_one().await;
+    bench.finish(&first, refused()).await;
+    operations(&bench).retry(first.job.id, &act()).unwrap();
+    bench.check_blocked();
+    let taken = bench.take(9).await;
+    assert_eq!(taken.iter().map(|taken| taken.job.action).collect::<Vec<_>>(), [Action::Renew]);
+    bench.finish(&taken[0], done()).await;
     assert_eq!(bench.take_one().await.job.action, Action::Upgrade);
 }

@@ -22,7 +22,7 @@ pub struct OwedCall {
     pub kind: MarketJobKind,
     /// Deduplication key.
     pub key: String,
-    /// What the call needs beside its key.
+    /// Values for the call that are not in its key.
     pub payload: Option<String>,
 }
 
@@ -33,7 +33,7 @@ pub enum CallEnd {
     Done {
         /// Wait before a recurring job is due again.
         again: Duration,
-        /// What was found, for people.
+        /// Text for people about the result.
         note: Option<String>,
     },
     /// The attempt failed. The job is tried again, after this wait if the marketplace named one.

@@ -1,6 +1,7 @@
 //! Queries of the SQLite backend: the columns of each table, and the rows read from them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use rusqlite::types::{FromSql, Type, Value, ValueRef};
@@ -454,6 +455,26 @@ impl Conditions {
     }
 }
 
+/// Query of every callback that names its instance. It is made once, because to write the text costs as much as to read
+/// the row.
+static INSTANCE_BY_NAME: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {INSTANCE_COLUMNS},
+           EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < {DONE} AND job.in_lane = 1)
+         FROM name LEFT JOIN instance ON instance.number = name.instance
+         WHERE name.account = ?1 AND name.name = ?2"
+    )
+});
+
+/// Query of every callback for those with the same deduplication key.
+static EARLIER_CALLBACKS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {CALLBACK_COLUMNS}, {JOB_COLUMNS}
+         FROM callback LEFT JOIN job ON job.number = callback.job
+         WHERE callback.occurrence = ?1 ORDER BY callback.number"
+    )
+});
+
 impl Read for Sqlite {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
         self.one(
@@ -464,18 +485,12 @@ impl Read for Sqlite {
     }
 
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
-        let sql = &format!(
-            "SELECT {INSTANCE_COLUMNS},
-               EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < {DONE} AND job.in_lane = 1)
-             FROM name LEFT JOIN instance ON instance.number = name.instance
-             WHERE name.account = ?1 AND name.name = ?2"
-        );
         // A name without its instance must not look like a free name: its order would be carried out twice.
         let read = |row: &Row<'_>| match row.get_ref(0)? {
             ValueRef::Null => Err(dangling_reference("name", account, name)),
             _ => Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?)),
         };
-        match self.one(sql, [account, name], read)? {
+        match self.one(&INSTANCE_BY_NAME, [account, name], read)? {
             // A second query reads the queue, and only if it is not empty.
             Some((row, true)) => {
                 let queue = self.queue(row.number)?;
@@ -560,12 +575,7 @@ impl Read for Sqlite {
     }
 
     fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-        let sql = &format!(
-            "SELECT {CALLBACK_COLUMNS}, {JOB_COLUMNS}
-             FROM callback LEFT JOIN job ON job.number = callback.job
-             WHERE callback.occurrence = ?1 ORDER BY callback.number"
-        );
-        self.many(sql, [key], read_callback_and_job)
+        self.many(&EARLIER_CALLBACKS, [key], read_callback_and_job)
     }
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {

@@ -1,6 +1,6 @@
 //! Writes of the SQLite backend. The rules decide which rows to write; this module only writes them.
 
-use rusqlite::{ErrorCode, Params, params};
+use rusqlite::{CachedStatement, ErrorCode, Params, params};
 
 use super::codes::{DONE, JOB_HELD, QUEUED};
 use super::read::{kind_code, millis};
@@ -20,31 +20,91 @@ pub(super) struct HeadChange {
     states: [i64; State::ALL.len()],
 }
 
-/// Columns of a changed instance: all but its number.
-const INSTANCE_SET: &str =
-    "id = ?2, order_biz_id = ?3, state = ?4, account = ?5, endpoint = ?6, buyer = ?7, product = ?8,
+const INSERT_INSTANCE: &str =
+    "INSERT INTO instance (number, id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id, trial,
+       expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant, created_at, updated_at,
+       converted, created_by, public_id, known_as)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
+       ?24, ?25)";
+
+const UPDATE_INSTANCE: &str =
+    "UPDATE instance SET id = ?2, order_biz_id = ?3, state = ?4, account = ?5, endpoint = ?6, buyer = ?7, product = ?8,
     sku = ?9, order_id = ?10, trial = ?11, expires_on = ?12, expires_on_raw = ?13, items = ?14, began = ?15,
     tombstone = ?16, adopted = ?17, claimed_at = ?18, tenant = ?19, created_at = ?20, updated_at = ?21,
-    converted = ?22, created_by = ?23, public_id = ?24, known_as = ?25";
+    converted = ?22, created_by = ?23, public_id = ?24, known_as = ?25
+     WHERE number = ?1";
+
+const INSERT_NAME: &str = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
+
+/// A redelivered order may be known already.
+const INSERT_ORDER: &str =
+    "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+
+const INSERT_CALLBACK: &str =
+    "INSERT INTO callback (number, account, endpoint, key_label, occurrence, instance, job, action,
+               disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at,
+               dismissed_at, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
+
+const UPDATE_CALLBACK: &str = "UPDATE callback SET job = ?2, disposition = ?3, reason_code = ?4, reason = ?5,
+               last_received_at = ?6, deliveries = ?7, told_at = ?8, dismissed_at = ?9 WHERE number = ?1";
+
+const INSERT_JOB: &str =
+    "INSERT INTO job (number, id, callback, instance, in_lane, action, state, attempts, step, extra,
+               due_at, lease_until, attempted_at, note, answer, sealed, proposed_id, created_at, ended_at, blocked)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
+
+const UPDATE_JOB: &str =
+    "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
+               attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,
+               blocked = ?14 WHERE number = ?1";
+
+/// A statement that is prepared at its first use, for all rows of one table in a batch.
+struct Prepared<'a> {
+    sqlite: &'a Sqlite,
+    sql: &'static str,
+    statement: Option<CachedStatement<'a>>,
+}
+
+impl<'a> Prepared<'a> {
+    fn of(sqlite: &'a Sqlite, sql: &'static str) -> Prepared<'a> {
+        Prepared { sqlite, sql, statement: None }
+    }
+
+    fn run(&mut self, params: impl Params) -> Result<()> {
+        let statement = match &mut self.statement {
+            Some(statement) => statement,
+            none => none.insert(self.sqlite.statement(self.sql)?),
+        };
+        statement.execute(params)?;
+        Ok(())
+    }
+}
 
 impl Sqlite {
     /// Writes the changes of a unit of work: each row before those that refer to it.
     pub(super) fn write(&self, changes: &Changes<'_>) -> Result<()> {
+        let (mut add, mut put) = (Prepared::of(self, INSERT_INSTANCE), Prepared::of(self, UPDATE_INSTANCE));
         for instance in &changes.instances {
-            self.write_instance(instance)?;
+            match instance {
+                Stored::Added(row) => write_instance(&mut add, row)?,
+                Stored::Changed(row) => write_instance(&mut put, row)?,
+            }
         }
         self.write_names(changes)?;
+        let (mut add, mut put) = (Prepared::of(self, INSERT_CALLBACK), Prepared::of(self, UPDATE_CALLBACK));
         for callback in &changes.callbacks {
             match callback {
-                StoredCallback::Added(row, callback) => self.add_callback(row, callback)?,
-                StoredCallback::Changed(row) => self.put_callback(row)?,
+                StoredCallback::Added(row, callback) => add_callback(&mut add, row, callback)?,
+                StoredCallback::Changed(row) => put_callback(&mut put, row)?,
                 StoredCallback::Body(number, callback) => self.put_body(*number, callback)?,
             }
         }
+        let (mut add, mut put) = (Prepared::of(self, INSERT_JOB), Prepared::of(self, UPDATE_JOB));
         for job in &changes.jobs {
             match job {
-                Stored::Added(row) => self.add_job(row)?,
-                Stored::Changed(row) => self.put_job(row)?,
+                Stored::Added(row) => add_job(&mut add, row)?,
+                Stored::Changed(row) => put_job(&mut put, row)?,
             }
         }
         for job in &changes.market_jobs {
@@ -63,16 +123,13 @@ impl Sqlite {
     }
 
     fn write_names(&self, changes: &Changes<'_>) -> Result<()> {
+        let mut add = Prepared::of(self, INSERT_NAME);
         for (account, name, instance) in &changes.names {
-            let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
-            self.run(sql, params![account, name, instance])?;
+            add.run(params![account, name, instance])?;
         }
+        let mut add = Prepared::of(self, INSERT_ORDER);
         for (account, order_id, instance) in &changes.orders {
-            // A redelivered order may be known already.
-            self.run(
-                "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-                params![account, order_id, instance],
-            )?;
+            add.run(params![account, order_id, instance])?;
         }
         Ok(())
     }
@@ -164,132 +221,9 @@ impl Sqlite {
         Ok(())
     }
 
-    fn write_instance(&self, stored: &Stored<'_, InstanceRow>) -> Result<()> {
-        let (sql, row) = match stored {
-            Stored::Added(row) => (
-                "INSERT INTO instance (number, id, order_biz_id, state, account, endpoint, buyer, product, sku,
-                   order_id, trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at,
-                   tenant, created_at, updated_at, converted, created_by, public_id, known_as)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
-                   ?20, ?21, ?22, ?23, ?24, ?25)"
-                    .to_owned(),
-                row,
-            ),
-            Stored::Changed(row) => (format!("UPDATE instance SET {INSTANCE_SET} WHERE number = ?1"), row),
-        };
-        let instance = &row.instance;
-        self.run(
-            &sql,
-            params![
-                row.number,
-                instance.id,
-                instance.order_biz_id,
-                instance.state as i64,
-                instance.account,
-                instance.endpoint,
-                instance.buyer,
-                instance.product,
-                instance.sku,
-                instance.order_id,
-                instance.trial,
-                millis(instance.expires_on),
-                instance.expires_on_raw,
-                items_text(instance)?,
-                instance.began,
-                instance.tombstone,
-                instance.adopted,
-                millis(instance.claimed_at),
-                instance.tenant,
-                instance.created_at.as_millisecond(),
-                instance.updated_at.as_millisecond(),
-                instance.converted,
-                row.created_by,
-                row.marketplace_instance_id,
-                row.known_as,
-            ],
-        )
-    }
-
-    fn add_callback(&self, row: &CallbackRow, callback: &Callback) -> Result<()> {
-        self.run(
-            "INSERT INTO callback (number, account, endpoint, key_label, occurrence, instance, job, action,
-               disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at,
-               dismissed_at, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
-            params![
-                row.number,
-                row.account,
-                row.endpoint,
-                row.key_label,
-                row.deduplication_key,
-                row.instance,
-                row.job,
-                row.action as i64,
-                row.disposition as i64,
-                row.reason_code,
-                row.reason,
-                row.received_at.as_millisecond(),
-                row.last_received_at.as_millisecond(),
-                row.deliveries.cast_signed(),
-                row.delivery_limit,
-                millis(row.reported_at),
-                millis(row.dismissed_at),
-                body_text(callback)?,
-            ],
-        )
-    }
-
-    fn put_callback(&self, row: &CallbackRow) -> Result<()> {
-        self.run(
-            "UPDATE callback SET job = ?2, disposition = ?3, reason_code = ?4, reason = ?5,
-               last_received_at = ?6, deliveries = ?7, told_at = ?8, dismissed_at = ?9 WHERE number = ?1",
-            params![
-                row.number,
-                row.job,
-                row.disposition as i64,
-                row.reason_code,
-                row.reason,
-                row.last_received_at.as_millisecond(),
-                row.deliveries.cast_signed(),
-                millis(row.reported_at),
-                millis(row.dismissed_at),
-            ],
-        )
-    }
-
     /// Replaces the content of a callback.
     pub(in crate::store) fn put_body(&self, number: i64, callback: &Callback) -> Result<()> {
         self.run("UPDATE callback SET body = ?2 WHERE number = ?1", params![number, body_text(callback)?])
-    }
-
-    fn add_job(&self, row: &JobRow) -> Result<()> {
-        self.run(
-            "INSERT INTO job (number, id, callback, instance, in_lane, action, state, attempts, step, extra,
-               due_at, lease_until, attempted_at, note, answer, sealed, proposed_id, created_at, ended_at, blocked)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
-            params![
-                row.number,
-                row.id.as_bytes(),
-                row.callback,
-                row.instance,
-                row.ordered,
-                row.action as i64,
-                row.state as i64,
-                row.attempts,
-                row.step,
-                row.extra as i64,
-                row.due_at.as_millisecond(),
-                millis(row.lease_until),
-                millis(row.attempted_at),
-                row.note,
-                row.answer,
-                row.sealed,
-                row.proposed_id,
-                row.created_at.as_millisecond(),
-                millis(row.ended_at),
-                row.blocked,
-            ],
-        )
     }
 
     fn write_market_job(&self, stored: &Stored<'_, MarketJob>) -> Result<()> {
@@ -324,30 +258,6 @@ impl Sqlite {
                 job.note,
                 job.created_at.as_millisecond(),
                 millis(job.ended_at),
-            ],
-        )
-    }
-
-    fn put_job(&self, row: &JobRow) -> Result<()> {
-        self.run(
-            "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
-               attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,
-               blocked = ?14 WHERE number = ?1",
-            params![
-                row.number,
-                row.state as i64,
-                row.attempts,
-                row.step,
-                row.extra as i64,
-                row.due_at.as_millisecond(),
-                millis(row.lease_until),
-                millis(row.attempted_at),
-                row.note,
-                row.answer,
-                row.sealed,
-                row.proposed_id,
-                millis(row.ended_at),
-                row.blocked,
             ],
         )
     }
@@ -395,6 +305,118 @@ impl Sqlite {
             [instance],
         )
     }
+}
+
+fn write_instance(statement: &mut Prepared<'_>, row: &InstanceRow) -> Result<()> {
+    let instance = &row.instance;
+    statement.run(params![
+        row.number,
+        instance.id,
+        instance.order_biz_id,
+        instance.state as i64,
+        instance.account,
+        instance.endpoint,
+        instance.buyer,
+        instance.product,
+        instance.sku,
+        instance.order_id,
+        instance.trial,
+        millis(instance.expires_on),
+        instance.expires_on_raw,
+        items_text(instance)?,
+        instance.began,
+        instance.tombstone,
+        instance.adopted,
+        millis(instance.claimed_at),
+        instance.tenant,
+        instance.created_at.as_millisecond(),
+        instance.updated_at.as_millisecond(),
+        instance.converted,
+        row.created_by,
+        row.marketplace_instance_id,
+        row.known_as,
+    ])
+}
+
+fn add_callback(statement: &mut Prepared<'_>, row: &CallbackRow, callback: &Callback) -> Result<()> {
+    statement.run(params![
+        row.number,
+        row.account,
+        row.endpoint,
+        row.key_label,
+        row.deduplication_key,
+        row.instance,
+        row.job,
+        row.action as i64,
+        row.disposition as i64,
+        row.reason_code,
+        row.reason,
+        row.received_at.as_millisecond(),
+        row.last_received_at.as_millisecond(),
+        row.deliveries.cast_signed(),
+        row.delivery_limit,
+        millis(row.reported_at),
+        millis(row.dismissed_at),
+        body_text(callback)?,
+    ])
+}
+
+fn put_callback(statement: &mut Prepared<'_>, row: &CallbackRow) -> Result<()> {
+    statement.run(params![
+        row.number,
+        row.job,
+        row.disposition as i64,
+        row.reason_code,
+        row.reason,
+        row.last_received_at.as_millisecond(),
+        row.deliveries.cast_signed(),
+        millis(row.reported_at),
+        millis(row.dismissed_at),
+    ])
+}
+
+fn add_job(statement: &mut Prepared<'_>, row: &JobRow) -> Result<()> {
+    statement.run(params![
+        row.number,
+        row.id.as_bytes(),
+        row.callback,
+        row.instance,
+        row.ordered,
+        row.action as i64,
+        row.state as i64,
+        row.attempts,
+        row.step,
+        row.extra as i64,
+        row.due_at.as_millisecond(),
+        millis(row.lease_until),
+        millis(row.attempted_at),
+        row.note,
+        row.answer,
+        row.sealed,
+        row.proposed_id,
+        row.created_at.as_millisecond(),
+        millis(row.ended_at),
+        row.blocked,
+    ])
+}
+
+fn put_job(statement: &mut Prepared<'_>, row: &JobRow) -> Result<()> {
+    statement.run(params![
+        row.number,
+        row.state as i64,
+        row.attempts,
+        row.step,
+        row.extra as i64,
+        row.due_at.as_millisecond(),
+        millis(row.lease_until),
+        millis(row.attempted_at),
+        row.note,
+        row.answer,
+        row.sealed,
+        row.proposed_id,
+        millis(row.ended_at),
+        row.blocked,
+    ])
 }
 
 fn body_text(callback: &Callback) -> Result<String> {
