@@ -13,7 +13,7 @@ use super::{Admin, Fault, access, is_read};
 use crate::net::{Method, Request, Response};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
-use crate::store::{Disposition, Filter, HeldItem, InstanceRow, ListedCallback, ListedJob};
+use crate::store::{AnyJob, Disposition, Filter, HeldItem, InstanceRow, JobKind, ListedCallback};
 use spid_core::lifecycle::schedule;
 use spid_hook::id::Id;
 use spid_hook::instance::State;
@@ -42,7 +42,7 @@ struct Instances {
 
 #[derive(Serialize)]
 struct Jobs {
-    jobs: Vec<ListedJob>,
+    jobs: Vec<AnyJob>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<i64>,
 }
@@ -118,7 +118,7 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
         ["jobs", id] => {
             target.only(&[])?;
             let id = job_id(id)?;
-            json(200, &admin.read(move |reader| Ok(reader.job_detail(id)?)).await?)
+            json(200, &admin.read(move |reader| Ok(reader.any_job(id)?)).await?)
         }
         ["callbacks"] => callbacks(admin, target).await,
         // A held callback is shown like any other.
@@ -202,18 +202,24 @@ async fn instances(admin: &Admin, target: &Target) -> Answered {
 }
 
 async fn jobs(admin: &Admin, target: &Target) -> Answered {
-    target.only(&["state", "before", "limit"])?;
+    target.only(&["state", "kind", "before", "limit"])?;
     let state = target.get("state").map(|word| {
         schedule::JobState::from_word(word).ok_or_else(|| {
             let words = schedule::JobState::ALL.map(schedule::JobState::as_str).join(", ");
             Fault::new(400, format!("`{word}` is not a job state; use {words}"))
         })
     });
+    let kind = target.get("kind").map(|word| {
+        JobKind::from_word(word).ok_or_else(|| {
+            let words = Vec::from_iter(JobKind::all().map(JobKind::as_str)).join(", ");
+            Fault::new(400, format!("`{word}` is not a kind of jobs; use {words}"))
+        })
+    });
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
-    let jobs = state.transpose()?.into_iter().collect();
-    let filter = Filter { jobs, before: target.before()?, limit, ..Filter::default() };
-    let jobs = admin.read(move |reader| Ok(reader.listed_jobs(&filter)?)).await?;
-    let next = next(&jobs, limit, |job| job.row.number);
+    let (jobs, kind) = (state.transpose()?.into_iter().collect(), kind.transpose()?);
+    let filter = Filter { jobs, kind, before: target.before()?, limit, ..Filter::default() };
+    let jobs = admin.read(move |reader| Ok(reader.every_job(&filter)?)).await?;
+    let next = next(&jobs, limit, AnyJob::number);
     json(200, &Jobs { jobs, next })
 }
 

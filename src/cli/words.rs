@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use crate::store::Instead;
+use crate::store::{Instead, JobKind};
 use spid_core::dialect::{self, Dialect};
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Action;
@@ -27,6 +27,10 @@ pub(super) fn action() -> impl TypedValueParser<Value = Action> {
 
 pub(super) fn job_state() -> impl TypedValueParser<Value = JobState> {
     one_of(JobState::ALL.map(JobState::as_str), JobState::from_word)
+}
+
+pub(super) fn job_kind() -> impl TypedValueParser<Value = JobKind> {
+    one_of(JobKind::all().map(JobKind::as_str), JobKind::from_word)
 }
 
 pub(super) fn instance_state() -> impl TypedValueParser<Value = State> {

@@ -206,6 +206,8 @@ pub const MARKET_JOB_WAITS_MS: [i64; 8] = [
     6 * 60 * 60_000,
     12 * 60 * 60_000,
 ];
+/// Number of failures in a row after which a recurring job of the market client needs a person.
+pub const MARKET_JOB_FAILURES_COUNT: u32 = 3;
 /// Maximum number of attempts at jobs of one market at once.
 pub const MARKET_JOBS_RUNNING_MAX_COUNT: usize = 8;
 /// Interval of the look for due jobs of the market client, in milliseconds.

@@ -60,6 +60,7 @@ metrics! {
     HttpFault "spid_http_errors_total" COUNTER ["reason"] "HTTP and TLS faults of connections and requests, by reason."
     Repeats "spid_repeats_total" COUNTER ["action"] "Redeliveries of callbacks, finished or not, by action."
     Attempts "spid_attempts_total" COUNTER ["action", "ending"] "Ended hook attempts by action and ending."
+    MarketCalls "spid_market_calls_total" COUNTER ["kind", "result"] "Ended attempts at jobs of the market client, by kind and result."
     Alerts "spid_alerts_total" COUNTER ["reason"] "Events that an operator should look at, by reason."
     StoreFaults "spid_store_faults_total" COUNTER ["operation"] "Store operations that failed, by operation."
     Signatures "spid_signatures_total" COUNTER ["endpoint", "key"] "Valid signatures, by endpoint and label of the key."

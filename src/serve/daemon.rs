@@ -103,13 +103,14 @@ struct RunningMarketJobs {
 impl RunningMarketJobs {
     fn start(
         markets: Vec<Market>,
-        (store, clock, _): (&Store, &Clock, &Metrics),
+        (store, clock, metrics): (&Store, &Clock, &Metrics),
         routes: &watch::Sender<Arc<Routes>>,
         stop: &watch::Sender<bool>,
         part: &dyn Fn(&'static str) -> Part,
     ) -> RunningMarketJobs {
         let (markets, known) = watch::channel(markets);
-        let runner = MarketJobsRunner::new(store.clone(), clock.clone(), routes.subscribe(), known);
+        let (store, clock, metrics) = (store.clone(), clock.clone(), metrics.clone());
+        let runner = MarketJobsRunner::new(store, clock, metrics, routes.subscribe(), known);
         let task = run(part("runner of market jobs"), runner.run(stop.subscribe()));
         RunningMarketJobs { markets, task }
     }

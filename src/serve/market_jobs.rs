@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::market_api::client::{CallError, MarketClient};
 use crate::observe::limits;
+use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::public::Routes;
 use crate::store::{CallEnd, MarketJob, MarketJobKind, MarketJobs, OwedCall, Store, StoreError};
 use spid_hook::time::Clock;
@@ -42,10 +43,16 @@ const NOTIFICATIONS: &str = "notifications";
 /// Wait before the next page, after the calls that confirm this one.
 const NEXT_PAGE: Duration = Duration::from_secs(30);
 
+// Results of an attempt, as the metrics count them.
+const DONE: &str = "done";
+const RETRY: &str = "retry";
+const REFUSED: &str = "refused";
+
 /// The executor.
 pub struct MarketJobsRunner {
     store: Store,
     clock: Clock,
+    metrics: Metrics,
     routes: watch::Receiver<Arc<Routes>>,
     markets: watch::Receiver<Vec<Market>>,
     permits: HashMap<String, Arc<Semaphore>>,
@@ -56,10 +63,16 @@ impl MarketJobsRunner {
     pub fn new(
         store: Store,
         clock: Clock,
+        metrics: Metrics,
         routes: watch::Receiver<Arc<Routes>>,
         markets: watch::Receiver<Vec<Market>>,
     ) -> MarketJobsRunner {
-        MarketJobsRunner { store, clock, routes, markets, permits: HashMap::new() }
+        for kind in MarketJobKind::ALL {
+            for result in [DONE, RETRY, REFUSED] {
+                metrics.announce(Metric::MarketCalls, [kind.as_str(), result]);
+            }
+        }
+        MarketJobsRunner { store, clock, metrics, routes, markets, permits: HashMap::new() }
     }
 
     /// Runs due jobs until the stop. Attempts that are cut short by it are due again at the next start.
@@ -129,6 +142,7 @@ impl MarketJobsRunner {
                     let attempt = Attempt {
                         store: self.store.clone(),
                         clock: self.clock.clone(),
+                        metrics: self.metrics.clone(),
                         routes: self.routes.clone(),
                         market: market.clone(),
                         job,
@@ -144,6 +158,7 @@ impl MarketJobsRunner {
 struct Attempt {
     store: Store,
     clock: Clock,
+    metrics: Metrics,
     routes: watch::Receiver<Arc<Routes>>,
     market: Market,
     job: MarketJob,
@@ -157,6 +172,9 @@ impl Attempt {
             MarketJobKind::NotificationConfirm => self.confirm().await,
         };
         self.log(&end);
+        if let Some(result) = result(&end) {
+            self.metrics.count(Metric::MarketCalls, [self.job.kind.as_str(), result]);
+        }
         // The end must be kept: without it the call would be made again after the lease.
         while let Err(error) = self.store.finish_market_job(&self.job, end.clone(), found.clone()).await {
             tracing::error!(%error, job = %self.job.id, "the end of a call of the market could not be kept");
@@ -254,6 +272,16 @@ pub(super) enum Fault {
     Left(&'static str),
     /// It could not be kept now.
     Later(String),
+}
+
+/// Returns the result that is counted. An attempt that was given back has none.
+const fn result(end: &CallEnd) -> Option<&'static str> {
+    match end {
+        CallEnd::Done { .. } => Some(DONE),
+        CallEnd::Retry { .. } => Some(RETRY),
+        CallEnd::Refused { .. } => Some(REFUSED),
+        CallEnd::GivenBack => None,
+    }
 }
 
 fn later(error: StoreError) -> Fault {

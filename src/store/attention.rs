@@ -1,13 +1,14 @@
 //! Attention list: everything that needs a person, the soonest deadline first.
 //!
-//! It lists refused orders, dead or held work, results that were not reported, and instances that cannot be read.
+//! It lists refused orders, dead or held work, results that were not reported, calls of a market that fail, and instances
+//! that cannot be read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::rows::{CallbackRow, Disposition, Filter, JobRow, Unreadable};
+use super::rows::{CallbackRow, Disposition, Filter, JobRow, MarketJob, MarketJobs, Unreadable};
 use super::rules::REJECTED;
 use super::{Reader, StoreError};
 use crate::observe::limits;
@@ -43,6 +44,8 @@ spid_hook::words! {
         Deliveries = "deliveries",
         /// A purchase was repeated with other values. No hook ran for these values.
         OtherValues = "other-values",
+        /// A call of a marketplace's API is refused or fails again and again.
+        MarketCall = "market-call",
         /// The row of an instance cannot be read. Requests for the instance are answered "try again".
         Unreadable = "unreadable",
     }
@@ -61,6 +64,7 @@ impl AttentionReason {
             AttentionReason::Held
                 | AttentionReason::Dead
                 | AttentionReason::Pending
+                | AttentionReason::MarketCall
                 | AttentionReason::Unreadable
         )
     }
@@ -71,12 +75,15 @@ impl AttentionReason {
 pub struct AttentionItem {
     /// The reason.
     pub reason: AttentionReason,
-    /// Number of the callback. `None`: the item is an instance.
+    /// Number of the callback. `None`: the item is an instance or a call of a market.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub callback: Option<i64>,
     /// Id of the job, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<Id>,
+    /// Name of the market. `None`: the item is no call of its API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub market: Option<String>,
     /// Account of the callback.
     pub account: String,
     /// Name of the endpoint that the callback came through.
@@ -87,7 +94,7 @@ pub struct AttentionItem {
     pub order: Option<String>,
     /// Account of the buyer at the marketplace.
     pub buyer: Option<String>,
-    /// The requested action. `None`: the item is an instance.
+    /// The requested action. `None`: the item is an instance or a call of a market.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<Action>,
     /// Number of deliveries by the marketplace.
@@ -140,6 +147,7 @@ impl Reader {
         for found in self.in_need(now)? {
             items.extend(self.describe(found)?);
         }
+        items.extend(self.failing_calls()?.into_iter().map(describe_call));
         for unreadable in self.with(|rows| rows.unreadable_instances(checked))? {
             items.push(self.describe_instance(&unreadable, now)?);
         }
@@ -161,7 +169,18 @@ impl Reader {
         for found in self.in_need(now)? {
             *counts.entry(found.reason).or_default() += 1;
         }
+        counts.insert(AttentionReason::MarketCall, self.failing_calls()?.len() as u64);
         Ok(counts)
+    }
+
+    /// Returns the jobs of the market client that need a person: dead ones, and recurring ones that fail again and again.
+    fn failing_calls(&self) -> Result<Vec<MarketJob>, StoreError> {
+        let mut jobs = self.market_jobs(MarketJobs::Live)?;
+        jobs.retain(|job| {
+            let fails = job.kind.is_recurring() && job.step >= limits::MARKET_JOB_FAILURES_COUNT;
+            job.state == JobState::Dead || fails
+        });
+        Ok(jobs)
     }
 
     /// Returns the jobs that are held, dead or pending, the newest first.
@@ -259,6 +278,7 @@ impl Reader {
             detail: detail(reason, &row, job.as_ref()),
             todo: todo(reason, row.number, job.as_ref().map(|job| (job.id, job.state))),
             job: job.map(|job| job.id),
+            market: None,
             account: row.account,
             endpoint: row.endpoint,
             instance,
@@ -290,6 +310,7 @@ impl Reader {
             detail: job.note.unwrap_or_default(),
             todo: todo(reason, job.callback, Some((job.id, job.state))),
             job: Some(job.id),
+            market: None,
             account: instance.as_ref().map(|row| row.instance.account.clone()).unwrap_or_default(),
             endpoint: String::new(),
             instance: instance.as_ref().and_then(|row| row.name().map(str::to_owned)),
@@ -321,6 +342,7 @@ impl Reader {
             reason: AttentionReason::Unreadable,
             callback: None,
             job: None,
+            market: None,
             account: account.unwrap_or_default(),
             endpoint: String::new(),
             instance: name,
@@ -342,6 +364,32 @@ impl Reader {
             },
             may_be_dismissed: false,
         })
+    }
+}
+
+/// Describes a call of a market that needs a person.
+fn describe_call(job: MarketJob) -> AttentionItem {
+    let (id, kind) = (job.id, job.kind.as_str());
+    let or_drop = if job.kind.is_recurring() { "" } else { " or drop it" };
+    AttentionItem {
+        reason: AttentionReason::MarketCall,
+        callback: None,
+        job: Some(id),
+        market: Some(job.market().to_owned()),
+        account: String::new(),
+        endpoint: String::new(),
+        instance: None,
+        order: None,
+        buyer: None,
+        action: None,
+        deliveries: 0,
+        delivery_limit: None,
+        since: job.attempted_at.unwrap_or(job.created_at),
+        deadline: None,
+        then: None,
+        detail: format!("market {}: {kind}: {}", job.market(), job.note.as_deref().unwrap_or("no text")),
+        todo: format!("check the credentials with spid market check, then spid jobs retry {id}{or_drop}"),
+        may_be_dismissed: false,
     }
 }
 
@@ -415,9 +463,10 @@ fn detail(reason: AttentionReason, row: &CallbackRow, job: Option<&JobRow>) -> S
             Some(JobState::Held) => note,
             _ => row.reason.clone(),
         },
-        AttentionReason::UnknownInstance | AttentionReason::OtherValues | AttentionReason::Unreadable => {
-            row.reason.clone()
-        }
+        AttentionReason::UnknownInstance
+        | AttentionReason::OtherValues
+        | AttentionReason::MarketCall
+        | AttentionReason::Unreadable => row.reason.clone(),
         AttentionReason::Unreported => {
             let done = job.and_then(|job| job.ended_at).map(|at| format!("done at {at}; "));
             Some(format!("{}the last delivery was at {}", done.unwrap_or_default(), row.last_received_at))
@@ -459,6 +508,8 @@ fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, JobState)>) -> 
         (AttentionReason::OtherValues, _) => {
             format!("spid callbacks show {callback}; compare it with the instance, {dismiss}")
         }
-        (AttentionReason::Unreadable, _) | (_, None) => format!("spid callbacks show {callback}"),
+        (AttentionReason::Unreadable | AttentionReason::MarketCall, _) | (_, None) => {
+            format!("spid callbacks show {callback}")
+        }
     }
 }

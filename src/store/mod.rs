@@ -66,14 +66,14 @@ pub use reader::{Reader, Sealed, check_database, check_sealing_keys, each_instan
 pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
     AttemptRow, AuditEntry, Backend, CallbackRow, CommittedRows, DAY_MS, Disposition, DueMarketJobs, Filter,
-    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, MarketJob, MarketJobKind, MarketJobs, Numbered,
-    Read, ReadableJob, Totals, Unreadable,
+    InstanceAndQueue, InstanceRow, JobKind, JobRow, KeyUse, Lists, MarketJob, MarketJobKind, MarketJobs,
+    Numbered, Read, ReadableJob, Totals, Unreadable,
 };
 pub use rules::{Acceptance, AttemptEnd, CallEnd, LeasedJob, OwedCall, UnreadableJob};
 pub use sqlite::InstanceExport;
 pub use views::{
-    CallbackDetail, Entitled, EntitledBy, HeldItem, InstanceHistory, JobDetail, ListedCallback, ListedJob,
-    ViewError,
+    AnyJob, AnyJobDetail, CallbackDetail, Entitled, EntitledBy, HeldItem, InstanceHistory, JobDetail,
+    ListedCallback, ListedJob, ListedMarketJob, ViewError,
 };
 pub use waiters::{HandedJob, ResultWaiter};
 pub use work::{Changes, Stored, StoredCallback, Work, WorkRows};

@@ -214,6 +214,41 @@ impl MarketJobKind {
     }
 }
 
+/// Kind of a job: a hook's, or one of the market client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobKind {
+    /// A job for a callback. A hook carries it out.
+    Hook,
+    /// A job of the market client.
+    Market(MarketJobKind),
+}
+
+impl JobKind {
+    /// Returns the word of the kind.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            JobKind::Hook => "hook",
+            JobKind::Market(kind) => kind.as_str(),
+        }
+    }
+
+    /// Returns the kind with this word.
+    pub fn from_word(word: &str) -> Option<JobKind> {
+        JobKind::all().find(|kind| kind.as_str() == word)
+    }
+
+    /// Returns every kind.
+    pub fn all() -> impl Iterator<Item = JobKind> {
+        std::iter::once(JobKind::Hook).chain(MarketJobKind::ALL.map(JobKind::Market))
+    }
+}
+
+impl Serialize for JobKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 /// A stored job of the market client: a call of a marketplace's API that is owed. No callback asks for it.
 ///
 /// At most one live job of a kind has the same key.
@@ -394,6 +429,8 @@ pub struct Filter {
     pub instance: Option<i64>,
     /// Jobs in one of these states. Empty: in every state.
     pub jobs: Vec<JobState>,
+    /// Jobs of this kind. Only [`Reader::every_job`](super::Reader::every_job) has jobs of several kinds.
+    pub kind: Option<JobKind>,
     /// Callbacks with this disposition.
     pub disposition: Option<Disposition>,
     /// True for only those callbacks of a marketplace that are done and whose success was not reported.
@@ -512,8 +549,10 @@ pub trait Lists: Read {
     fn unreadable_instances(&self, limit: usize) -> Result<Vec<Unreadable>>;
     /// Returns instances, the newest first.
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
-    /// Returns jobs, the newest first.
+    /// Returns jobs of hooks, the newest first.
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
+    /// Returns jobs of the market client with a number above `after`, the newest first.
+    fn list_market_jobs(&self, filter: &Filter, after: i64) -> Result<Vec<MarketJob>>;
     /// Returns callbacks, the newest first.
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
     /// Returns the instances with these numbers, in any order. Unreadable rows are left out of this and the next two.

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::attention::{AttentionReason, InNeed};
-use super::rows::{AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Lists};
+use super::rows::{
+    AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobKind, JobRow, Lists, MarketJob,
+    MarketJobKind, MarketJobs,
+};
 use super::{Reader, StoreError};
 use crate::observe::limits;
 use spid_core::lifecycle;
@@ -57,7 +60,7 @@ pub struct InstanceHistory {
     pub older: bool,
 }
 
-/// A job with its attempts.
+/// A job of a hook with its attempts.
 #[derive(Debug, Clone, Serialize)]
 pub struct JobDetail {
     /// The job.
@@ -67,6 +70,26 @@ pub struct JobDetail {
     pub failed_attempts: Vec<AttemptRow>,
     /// Id of the trace that log lines about the job carry.
     pub trace_id: TraceId,
+}
+
+/// A job of any kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum AnyJob {
+    /// A job for a callback.
+    Hook(Box<ListedJob>),
+    /// A job of the market client.
+    Market(Box<ListedMarketJob>),
+}
+
+/// A job of any kind, with all that is known of it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum AnyJobDetail {
+    /// A job for a callback.
+    Hook(Box<JobDetail>),
+    /// A job of the market client.
+    Market(Box<ListedMarketJob>),
 }
 
 /// A callback with its whole content.
@@ -104,6 +127,8 @@ pub struct ListedCallback {
 /// A job in a list, with the names that its callback and its instance give.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedJob {
+    /// Kind of the job: `hook`.
+    pub kind: JobKind,
     /// Row of the job.
     #[serde(flatten)]
     pub row: JobRow,
@@ -126,6 +151,95 @@ impl ListedJob {
     /// Returns the values by which the next call of the job is routed.
     pub fn subject(&self) -> Subject<'_> {
         Subject::new(&self.endpoint, &self.callback, self.applied.as_ref())
+    }
+}
+
+/// A job of the market client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ListedMarketJob {
+    /// Number of the job in the store.
+    #[serde(skip)]
+    pub number: i64,
+    /// Kind of the job.
+    pub kind: MarketJobKind,
+    /// Id of the job.
+    pub id: Id,
+    /// Name of the market.
+    pub market: String,
+    /// Subject of the call, within its market and kind.
+    pub about: String,
+    /// State of the job.
+    pub state: JobState,
+    /// Number of attempts begun.
+    pub attempts: u32,
+    /// Number of attempts in a row that have failed.
+    pub step: u32,
+    /// Time at which a queued job may run.
+    pub due_at: Timestamp,
+    /// End of the lease of a running job.
+    pub lease_until: Option<Timestamp>,
+    /// Time at which the last attempt ended.
+    pub attempted_at: Option<Timestamp>,
+    /// Text of the last attempt.
+    pub note: Option<String>,
+    /// Time at which the job was created.
+    pub created_at: Timestamp,
+    /// Time at which the job ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+impl From<MarketJob> for ListedMarketJob {
+    fn from(job: MarketJob) -> ListedMarketJob {
+        ListedMarketJob {
+            market: job.market().to_owned(),
+            about: job.about().to_owned(),
+            number: job.number,
+            kind: job.kind,
+            id: job.id,
+            state: job.state,
+            attempts: job.attempts,
+            step: job.step,
+            due_at: job.due_at,
+            lease_until: job.lease_until,
+            attempted_at: job.attempted_at,
+            note: job.note,
+            created_at: job.created_at,
+            ended_at: job.ended_at,
+        }
+    }
+}
+
+impl AnyJob {
+    /// Returns the number of the job in the store.
+    pub fn number(&self) -> i64 {
+        match self {
+            AnyJob::Hook(job) => job.row.number,
+            AnyJob::Market(job) => job.number,
+        }
+    }
+
+    /// Returns the id of the job.
+    pub fn id(&self) -> Id {
+        match self {
+            AnyJob::Hook(job) => job.row.id,
+            AnyJob::Market(job) => job.id,
+        }
+    }
+
+    /// Returns the kind of the job.
+    pub fn kind(&self) -> JobKind {
+        match self {
+            AnyJob::Hook(_) => JobKind::Hook,
+            AnyJob::Market(job) => JobKind::Market(job.kind),
+        }
+    }
+
+    /// Returns the state of the job.
+    pub fn state(&self) -> JobState {
+        match self {
+            AnyJob::Hook(job) => job.row.state,
+            AnyJob::Market(job) => job.state,
+        }
     }
 }
 
@@ -189,7 +303,7 @@ fn describe_jobs(rows: &dyn Lists, found: Vec<JobRow>) -> Result<Vec<ListedJob>,
         let found = row.instance.and_then(|number| instances.get(&number));
         let (instance, order) = instance_and_order(found, &callback);
         let applied = found.map(|found| found.instance.clone());
-        listed.push(ListedJob { row, instance, order, endpoint, callback, applied });
+        listed.push(ListedJob { kind: JobKind::Hook, row, instance, order, endpoint, callback, applied });
     }
     Ok(listed)
 }
@@ -532,7 +646,60 @@ impl Reader {
         self.with(|rows| describe_callbacks(rows, rows.list_callbacks(filter)?))
     }
 
-    /// Returns jobs, the newest first, each with the names that its callback and its instance give.
+    /// Returns jobs of every kind, the newest first.
+    ///
+    /// # Errors
+    /// Fails if the database cannot be read.
+    pub fn every_job(&self, filter: &Filter) -> Result<Vec<AnyJob>, StoreError> {
+        self.with(|rows| {
+            let mut jobs = Vec::new();
+            if filter.kind.is_none_or(|kind| kind == JobKind::Hook) {
+                let found = describe_jobs(rows, rows.list_jobs(filter)?)?;
+                jobs.extend(found.into_iter().map(|job| AnyJob::Hook(Box::new(job))));
+            }
+            if filter.kind != Some(JobKind::Hook) {
+                // Jobs older than a full page are not on it. Without this bound the search would read the whole table.
+                let oldest = jobs.last().filter(|_| jobs.len() >= filter.limit).map_or(0, AnyJob::number);
+                let found = rows.list_market_jobs(filter, oldest)?;
+                jobs.extend(found.into_iter().map(|job| AnyJob::Market(Box::new(job.into()))));
+            }
+            jobs.sort_by_key(|job| std::cmp::Reverse(job.number()));
+            jobs.truncate(filter.limit);
+            Ok(jobs)
+        })
+    }
+
+    /// Returns the id of every job, with the word of its action or kind, and its state. The newest is first.
+    ///
+    /// # Errors
+    /// Fails if the database cannot be read.
+    pub fn job_words(&self) -> Result<Vec<(Id, &'static str, JobState)>, StoreError> {
+        let all = Filter { limit: usize::MAX, ..Filter::default() };
+        self.with(|rows| {
+            let mut found = Vec::new();
+            for job in rows.list_jobs(&all)? {
+                found.push((job.number, (job.id, job.action.as_str(), job.state)));
+            }
+            for job in rows.list_market_jobs(&all, 0)? {
+                found.push((job.number, (job.id, job.kind.as_str(), job.state)));
+            }
+            found.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+            Ok(found.into_iter().map(|(_, words)| words).collect())
+        })
+    }
+
+    /// Returns the job of any kind with this id.
+    ///
+    /// # Errors
+    /// Fails if there is none.
+    pub fn any_job(&self, id: Id) -> Result<AnyJobDetail, ViewError> {
+        match self.market_jobs(MarketJobs::Id(id))?.pop() {
+            Some(job) => Ok(AnyJobDetail::Market(Box::new(job.into()))),
+            None => Ok(AnyJobDetail::Hook(Box::new(self.job_detail(id)?))),
+        }
+    }
+
+    /// Returns jobs of hooks, the newest first, each with the names that its callback and its instance give.
     ///
     /// # Errors
     /// Fails if the database cannot be read.

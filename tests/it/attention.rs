@@ -10,10 +10,12 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use crate::support::admin::{admin_of, ask, with_admin};
+use crate::market_jobs::{self, payment, served, stand_in};
+use crate::support::admin::{admin_of, ask, post, with_admin};
 use crate::support::daemon::{self, Daemon, Home, about, create, renew, until, upgrade};
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use spid::internals::lab::market_stand_in::Failure;
 
 /// Fails, refuses or waits if a file named after action and order says so. Otherwise it succeeds.
 const TOLD: &str = r#"
@@ -193,4 +195,67 @@ fn what_was_seen_to_is_off_the_list_and_what_still_waits_is_not() {
     assert_eq!(daemon.deliver(&create("biz-refused")).id(), "0");
     assert!(!listed(&home).contains_key("refused biz-refused"));
     assert_eq!(home.list(&["acts"])[0]["act"], "dismiss");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_a_market_refuses_is_on_the_list_until_it_succeeds() {
+    let stand_in = stand_in(vec![payment(1)]);
+    let refused = || Failure::Code(400, "Auth.SubAccount.Error");
+    stand_in.fail(Some("ConfirmNotification"), refused());
+    let url = served(&stand_in).await;
+    tokio::task::block_in_place(|| {
+        let home = market_jobs::home(&[("alibaba", &url)]);
+        with_admin(&home, "");
+        let daemon = home.start();
+        let admin = admin_of(&daemon);
+        let calls = || home.list(&["attention"]);
+        let item = until("the confirmation is on the list", || calls().pop());
+        let job = item["job"].as_str().unwrap().to_owned();
+        assert_eq!((&item["reason"], &item["market"]), (&json!("market-call"), &json!("alibaba")));
+        assert!(item["detail"].as_str().unwrap().contains("Auth.SubAccount.Error"), "{item:#}");
+        let todo = item["todo"].as_str().unwrap();
+        assert!(
+            todo.contains("spid market check") && todo.contains(&format!("spid jobs retry {job}")),
+            "{todo}"
+        );
+        assert!(todo.ends_with("or drop it") && !item["since"].is_null(), "{item:#}");
+        // The same item everywhere.
+        assert_eq!(ask(admin, "/v1/attention").json()["items"], json!([item]));
+        for page in ["/console/", "/console/work"] {
+            let page = ask(admin, page).body;
+            assert!(page.contains("market-call") && page.contains("Auth.SubAccount.Error"), "{page}");
+        }
+        let metrics = ask(admin, "/metrics").body;
+        assert!(metrics.contains("spid_attention{reason=\"market-call\"} 1\n"), "{metrics}");
+        let shown = home.run(&["attention", "--config", "spid.toml"]);
+        assert!(shown.stdout.contains("market-call"), "{}", shown.stdout);
+        assert!(shown.stderr.contains("hint: market alibaba: check"), "{}", shown.stderr);
+        let retry = |job: &str| {
+            let ran = home.run(&["jobs", "retry", job, "--why", "x", "--config", "spid.toml"]);
+            assert_eq!(ran.code, 0, "{}", ran.stderr);
+        };
+        // The button of the console and the API run the same operation.
+        let body = "{\"who\": \"ops\", \"why\": \"the key is allowed now\"}";
+        let answer = post(admin, &format!("/v1/jobs/{job}/retry"), "application/json", "", body);
+        assert_eq!((answer.status, &answer.json()["act"]), (200, &json!("retry")), "{}", answer.body);
+        until("it is off the list", || calls().is_empty().then_some(()));
+
+        // A recurring call is on the list after three failures in a row.
+        for _ in 0..3 {
+            stand_in.fail(Some("DescribeFailedNotifications"), refused());
+        }
+        let fetch = || home.list(&["jobs", "list", "--kind", "notification-fetch"]).remove(0);
+        for step in 1..=3 {
+            let job = until("it has failed", || Some(fetch()).filter(|job| job["step"] == step));
+            let items = calls();
+            assert_eq!(items.len(), usize::from(step == 3), "{items:?}");
+            if let [item] = &items[..] {
+                assert!(!item["todo"].as_str().unwrap().contains("drop"), "{item:#}");
+            }
+            retry(job["id"].as_str().unwrap());
+        }
+        until("it has succeeded", || (fetch()["step"] == 0).then_some(()));
+        assert!(calls().is_empty());
+        daemon.stop();
+    });
 }

@@ -278,6 +278,7 @@ name = "china"
 api = "alibaba-cn"
 credentials = "default"
 credentials_for = { license = { access_key_id = { env = "FAKE_ID" }, access_key_secret = { env = "FAKE_SECRET" } } }
+notifications = { endpoint = "a", every = "90s" }
 
 [[market]]
 name = "abroad"
@@ -299,14 +300,17 @@ credentials = "default"
     let said = check(&[]);
     let lines = [
         "  app  127.0.0.1:8082\n    token backend  accounts: a  roles: entitlements, usage\n",
-        "  market china  alibaba-cn  own credentials: license\n",
+        "  market china  alibaba-cn  own credentials: license\n    notifications  endpoint: a  every: 90s\n",
         "  market abroad  alibaba-intl  http://127.0.0.1:9/\n",
     ];
     lines.iter().for_each(|line| assert!(said.contains(line), "{said}"));
     let report: serde_json::Value = serde_json::from_str(&check(&["--json"])).unwrap();
     let token = json!({"name": "backend", "accounts": ["a"], "roles": ["entitlements", "usage"]});
     assert_eq!(report["app"], json!({"listen": "127.0.0.1:8082", "tokens": [token]}));
-    let china = json!({"name": "china", "api": "alibaba-cn", "credentials_for": ["license"]});
+    let china = json!({
+        "name": "china", "api": "alibaba-cn", "credentials_for": ["license"],
+        "notifications": {"endpoint": "a", "every": "90s"},
+    });
     assert_eq!(report["markets"][0], china);
     assert_eq!(report["markets"][1]["base_url"], "http://127.0.0.1:9/");
 }

@@ -195,7 +195,7 @@ fn tables_of_work_name_the_customer() {
     };
     let id = text(&home.json(&["instances", "show", "biz-1"])["id"]).to_owned();
     for (list, columns) in [
-        (["jobs", "list"].as_slice(), ["INSTANCE", "ORDER", "HOOK"].as_slice()),
+        (["jobs", "list"].as_slice(), ["INSTANCE", "ORDER", "KIND", "TARGET"].as_slice()),
         (&["callbacks", "list"], &["INSTANCE", "ORDER", "BUYER"]),
         (&["held", "list"], &["INSTANCE", "ORDER", "BUYER"]),
     ] {
@@ -207,7 +207,7 @@ fn tables_of_work_name_the_customer() {
     assert!(unknown.contains("2031-01-01 00:00:00") && unknown.contains("10001"), "{unknown}");
     let dead = &home.list(&["jobs", "list", "--state", "dead"])[0];
     let shown = home.run(&["jobs", "show", text(&dead["id"]), "--config", "spid.toml"]).stdout;
-    assert!(shown.contains(&id) && shown.contains("  HOOK ") && shown.contains("  provision "), "{shown}");
+    assert!(shown.contains(&id) && shown.contains("  TARGET ") && shown.contains("  provision "), "{shown}");
 }
 
 #[test]

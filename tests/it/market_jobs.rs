@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use spid::internals::lab::market_stand_in::{Books, Failure, MarketStandIn, StoredNotification};
 use spid::internals::net::{Request, ServerOptions, Url, serve};
-use spid::internals::store::{CallEnd, MarketJob, MarketJobKind, MarketJobs, OwedCall};
+use spid::internals::store::{CallEnd, Filter, JobKind, MarketJob, MarketJobKind, MarketJobs, OwedCall};
 use spid_core::lifecycle::schedule::JobState;
 use spid_core::signature::ApiKey;
 use spid_hook::Secret;
@@ -20,6 +20,7 @@ use spid_hook::id::Id;
 use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 
+use crate::support::admin::{admin_of, ask, with_admin};
 use crate::support::bench::{Bench, on_both_backends};
 use crate::support::daemon::{Daemon, Home, about, create, until};
 
@@ -119,6 +120,28 @@ async fn a_call_that_fails_waits_longer_each_time_and_then_for_a_person(bench: &
     }
 }
 
+async fn jobs_are_listed_by_kind_state_and_page(bench: &Bench) {
+    bench.store.configure_market_jobs(vec![owed(1, FETCH, "m/notifications")]).await.unwrap();
+    let fetch = lease(bench, FETCH).await.pop().unwrap();
+    finish(bench, &fetch, done(Duration::from_secs(60)), vec![owed(2, CONFIRM, "m/a"), owed(3, CONFIRM, "m/b")]).await;
+    let confirm = lease(bench, CONFIRM).await.remove(0);
+    finish(bench, &confirm, CallEnd::Refused { error: "no".to_owned() }, Vec::new()).await.unwrap();
+    let listed = |filter: Filter| {
+        let jobs = bench.store.reader().every_job(&filter).unwrap();
+        jobs.iter().map(|job| (job.id().as_bytes()[0], job.number())).collect::<Vec<_>>()
+    };
+    let all = Filter { limit: 9, ..Filter::default() };
+    let numbers = listed(all.clone());
+    let ids = |filter: Filter| listed(filter).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(ids(all.clone()), [3, 2, 1], "the newest first");
+    assert_eq!(ids(Filter { kind: Some(JobKind::Market(CONFIRM)), ..all.clone() }), [3, 2]);
+    assert_eq!(ids(Filter { kind: Some(JobKind::Hook), ..all.clone() }), [0; 0]);
+    assert_eq!(ids(Filter { jobs: vec![JobState::Dead], ..all.clone() }), [2]);
+    assert_eq!(ids(Filter { limit: 1, before: Some(numbers[0].1), ..all }), [2]);
+    let words = bench.store.reader().job_words().unwrap();
+    assert_eq!(words[2], (Id::from_bytes([1; 16]), "notification-fetch", JobState::Queued));
+}
+
 async fn an_attempt_whose_lease_ran_out_is_made_again_and_its_late_end_is_fenced(bench: &Bench) {
     bench.store.configure_market_jobs(vec![owed(1, FETCH, "m/notifications")]).await.unwrap();
     let first = lease(bench, FETCH).await.pop().unwrap();
@@ -134,7 +157,7 @@ async fn an_attempt_whose_lease_ran_out_is_made_again_and_its_late_end_is_fenced
 
 // ---- the daemon ---------------------------------------------------------------------------------------
 
-fn payment(number: u32) -> StoredNotification {
+pub(crate) fn payment(number: u32) -> StoredNotification {
     let message = json!({
         "action": "orderPay", "orderId": format!("o-{number}"), "orderBizId": format!("biz-{number}"),
         "aliUid": "1234567890", "productCode": "cmapi00001", "skuId": "yuncode1",
@@ -142,12 +165,12 @@ fn payment(number: u32) -> StoredNotification {
     StoredNotification { id: format!("{number:032x}"), message }
 }
 
-fn stand_in(notifications: Vec<StoredNotification>) -> MarketStandIn {
+pub(crate) fn stand_in(notifications: Vec<StoredNotification>) -> MarketStandIn {
     let key = ApiKey::new("FAKEID", Secret::new("fake-secret"), None).unwrap();
     MarketStandIn::new(vec![key], Clock::System, Books { notifications, ..Books::default() })
 }
 
-async fn served(stand_in: &MarketStandIn) -> Url {
+pub(crate) async fn served(stand_in: &MarketStandIn) -> Url {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stand_in = stand_in.clone();
@@ -157,7 +180,7 @@ async fn served(stand_in: &MarketStandIn) -> Url {
 }
 
 /// A home with these markets, each a name and the address of its stand-in.
-fn home(markets: &[(&str, &Url)]) -> Home {
+pub(crate) fn home(markets: &[(&str, &Url)]) -> Home {
     // An instance without an id in the answer is named by its `orderBizId`.
     let home = Home::with_hook("printf {}");
     let mut text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
@@ -295,6 +318,123 @@ async fn a_market_that_hangs_takes_nothing_from_another_nor_from_an_order() {
         until("the other market's are confirmed", || is_empty(&works));
         assert!(!hangs.calls().is_empty());
         assert_eq!(hangs.books().notifications.len(), 1);
+        daemon.stop();
+    });
+}
+
+/// Runs an operation. Returns its exit code and its output.
+fn operate(home: &Home, arguments: &[&str]) -> (i32, String) {
+    let ran = home.run(&[arguments, &["--why", "by hand", "--who", "ops", "--config", "spid.toml"]].concat());
+    (ran.code, format!("{}{}", ran.stdout, ran.stderr))
+}
+
+/// The only job with this state and kind.
+fn only(home: &Home, state: &str, kind: &str) -> Value {
+    until("there is one job", || {
+        let mut found = home.list(&["jobs", "list", "--state", state, "--kind", kind]);
+        if found.len() == 1 { found.pop() } else { None }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_sees_and_retries_a_call_that_was_refused() {
+    let stand_in = stand_in(vec![payment(1)]);
+    stand_in.fail(Some("ConfirmNotification"), Failure::Code(400, "Auth.SubAccount.Error"));
+    let url = served(&stand_in).await;
+    tokio::task::block_in_place(|| {
+        let home = home(&[("alibaba", &url)]);
+        with_admin(&home, "");
+        let daemon = home.start();
+        let admin = admin_of(&daemon);
+        let dead = only(&home, "dead", "notification-confirm");
+        home.wait_until_idle();
+        assert_eq!(
+            (&dead["market"], &dead["about"], &dead["attempts"]),
+            (&json!("alibaba"), &json!(payment(1).id), &json!(1))
+        );
+        assert!(
+            dead.get("number").is_none() && dead["note"].as_str().unwrap().contains("Auth.SubAccount.Error")
+        );
+        let id = dead["id"].as_str().unwrap();
+        // Every job has a kind, in the text, in JSON and at the admin listener.
+        let text = home.look(&["jobs", "list"]);
+        assert!(text.lines().next().unwrap().contains("KIND"), "{text}");
+        let target = format!("market alibaba: {}", payment(1).id);
+        assert!(text.contains(&target) && text.contains("market alibaba: notifications"), "{text}");
+        let mut kinds: Vec<Value> =
+            home.list(&["jobs", "list"]).iter().map(|job| job["kind"].clone()).collect();
+        kinds.sort_by_key(Value::to_string);
+        assert_eq!(kinds, ["hook", "notification-confirm", "notification-fetch"]);
+        let served = |path: &str| ask(admin, &format!("/v1/jobs{path}")).json();
+        assert_eq!(served("?state=dead&kind=notification-confirm")["jobs"], json!([dead]));
+        assert_eq!(served("?kind=hook")["jobs"], json!(home.list(&["jobs", "list", "--kind", "hook"])));
+        assert_eq!(served("?limit=1")["jobs"].as_array().unwrap().len(), 1);
+        assert_eq!(ask(admin, "/v1/jobs?kind=other").status, 400);
+        assert_eq!(served(&format!("/{id}")), dead);
+        assert_eq!(home.json(&["jobs", "show", &id[..30]]), dead, "the beginning of an id is enough");
+        // No answer completes it, and a retry makes the call.
+        let (code, said) = operate(&home, &["jobs", "complete", id]);
+        assert!(code == 65 && said.contains("takes no answer"), "{said}");
+        let bulk = ["jobs", "retry", "--state", "dead", "--kind", "notification-confirm"];
+        assert_eq!(operate(&home, &bulk).0, 64, "only listed");
+        let (code, said) = operate(&home, &[&bulk[..], &["--yes"]].concat());
+        assert!(code == 0 && said.contains(&format!("job {id} is due now")), "{said}");
+        until("the notification is confirmed", || is_empty(&stand_in));
+        until("the job is done", || (home.json(&["jobs", "show", id])["state"] == "done").then_some(()));
+        assert_eq!(operate(&home, &["jobs", "retry", id]).0, 65);
+        let acts = home.list(&["audit"]);
+        assert_eq!((&acts[0]["act"], &acts[0]["target"]), (&json!("retry"), &json!(format!("job {id}"))));
+        for (result, count) in [("done", 1), ("refused", 1), ("retry", 0)] {
+            let row = format!(
+                "spid_market_calls_total{{kind=\"notification-confirm\",result=\"{result}\"}} {count}\n"
+            );
+            let metrics = ask(admin, "/metrics").body;
+            assert!(metrics.contains(&row), "{row}{metrics}");
+        }
+        daemon.stop();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_call_is_not_made_and_a_recurring_or_running_one_is_not_dropped() {
+    let stand_in = stand_in(vec![payment(1)]);
+    stand_in.fail(Some("ConfirmNotification"), Failure::Code(400, "Auth.SubAccount.Error"));
+    let url = served(&stand_in).await;
+    tokio::task::block_in_place(|| {
+        let home = home(&[("alibaba", &url)]);
+        let daemon = home.start();
+        let dead = only(&home, "dead", "notification-confirm");
+        let fetch = home.list(&["jobs", "list", "--kind", "notification-fetch"]).remove(0);
+        let fetch = fetch["id"].as_str().unwrap();
+        stand_in.fail(Some("DescribeFailedNotifications"), Failure::Hang);
+        only(&home, "running", "notification-fetch");
+        let (code, said) = operate(&home, &["jobs", "retry", fetch]);
+        assert!(code == 65 && said.contains("is running now"), "{said}");
+        daemon.stop();
+        let (code, said) = operate(&home, &["jobs", "drop", fetch]);
+        assert!(code == 65 && said.contains("remove it from the configuration"), "{said}");
+        // A choice by state leaves the recurring one out.
+        let (code, said) = operate(&home, &["jobs", "drop", "--state", "queued", "--yes"]);
+        assert!(code == 0 && said.contains("0 of 0 jobs dropped"), "{said}");
+        let id = dead["id"].as_str().unwrap();
+        let (code, said) = operate(&home, &["jobs", "drop", id, "--json"]);
+        let report: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(
+            (code, &report[0]["act"], &report[0]["changed"]),
+            (0, &json!("drop"), &json!(true)),
+            "{said}"
+        );
+        let dropped = home.json(&["jobs", "show", id]);
+        assert_eq!(
+            (&dropped["state"], &dropped["note"]),
+            (&json!("dropped"), &json!("dropped by ops: by hand"))
+        );
+        assert!(!dropped["ended_at"].is_null());
+        assert_eq!(operate(&home, &["jobs", "drop", id]).0, 65);
+        // The marketplace still lists the notification, so the next fetch owes another confirmation.
+        let daemon = home.start();
+        until("the notification is confirmed", || is_empty(&stand_in));
+        assert_eq!(hook_ran(&home), 1);
         daemon.stop();
     });
 }

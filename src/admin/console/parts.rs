@@ -250,8 +250,6 @@ fn hidden(name: &'static str, value: &str) -> Markup {
 /// Operations on a job that waits for an operator.
 pub(super) fn job_acts(context: &PageContext, job: Id, instance: Option<(&str, &str)>) -> Markup {
     let id = job.to_string();
-    let hint = "Runs the hook once, now. The attempt does not count against the retry schedule.";
-    let retry = ActForm::new("retry", "Retry", &id, hint);
     let hint = "Cancels the job without running it. Jobs behind it go on; jobs behind a create end, too.";
     let drop = ActForm::new("drop", "Drop", &id, hint);
     let hint = "Completes the waiting job with this answer, if you did the work by hand.";
@@ -259,11 +257,17 @@ pub(super) fn job_acts(context: &PageContext, job: Id, instance: Option<(&str, &
         let form = ActForm::new("complete", "Complete", name, hint);
         ActForm { account: Some(account), field: Field::Answer, ..form }
     });
+    let hint = "Runs the hook once, now. The attempt does not count against the retry schedule.";
     html! {
-        (act(context, &retry))
+        (retry_act(context, job, hint))
         @if let Some(complete) = complete { (act(context, &complete)) }
         (act(context, &drop))
     }
+}
+
+/// Retry of a job. `hint` says what runs.
+pub(super) fn retry_act(context: &PageContext, job: Id, hint: &'static str) -> Markup {
+    act(context, &ActForm::new("retry", "Retry", &job.to_string(), hint))
 }
 
 /// Operation on an attention item for which no job and no decision waits.

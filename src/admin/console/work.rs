@@ -8,8 +8,8 @@ use maud::{Markup, html};
 use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{
-    badge, cell, dismiss_act, facts, held_acts, instance, instance_or_dash, job_acts, nothing, section,
-    signed, table, time,
+    badge, cell, dismiss_act, facts, held_acts, instance, instance_or_dash, job_acts, nothing, retry_act,
+    section, signed, table, time,
 };
 use super::{NavigationEntry, Page, PageContext, Paged, words};
 use crate::observe::limits;
@@ -36,7 +36,7 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     let shown = admin.read(move |reader| read(reader, now)).await?;
     let body = html! {
         @if shown.held_items.is_empty() && shown.others.is_empty() {
-            (nothing("Nothing needs attention. This page lists dead, held, pending, refused and unreported work."))
+            (nothing("Nothing needs attention. This page lists dead, held, pending, refused and unreported work, and calls of a market that fail."))
         }
         @for (item, callback) in &shown.held_items {
             article class="card errand" { (held(context, item, callback)) }
@@ -108,16 +108,23 @@ fn heading(reason: &str, action: impl Display, name: Option<&str>, account: &str
 /// Attention item for which no job and no decision waits.
 fn other(context: &PageContext, item: &AttentionItem) -> Markup {
     html! {
-        (heading(item.reason.as_str(), item.action.map_or("instance", Action::as_str), item.instance.as_deref(), &item.account))
+        @match &item.market {
+            Some(market) => h2 { (badge(item.reason.as_str())) " market " (market) },
+            None => (heading(item.reason.as_str(), item.action.map_or("instance", Action::as_str), item.instance.as_deref(), &item.account)),
+        }
         p class="soft" {
             @if let Some(callback) = item.callback { "callback " (callback) " · " }
-            (item.account) " · since " (time(item.since, context.now))
+            @if item.market.is_none() { (item.account) " · " }
+            "since " (time(item.since, context.now))
         }
         p class="said" { (item.detail) }
         p class="hint" { (item.todo) }
         (facts([("order", item.order.clone()), ("buyer", item.buyer.clone())]))
         @if let Some(callback) = item.callback.filter(|_| item.may_be_dismissed) {
             div class="acts" { (dismiss_act(context, callback)) }
+        }
+        @if let Some(job) = item.job.filter(|_| item.market.is_some()) {
+            div class="acts" { (retry_act(context, job, "Makes the call once, now.")) }
         }
     }
 }

@@ -12,9 +12,10 @@ use crate::cli::keys::signatures::{SignatureKey, recorded_uses};
 use crate::cli::output::{Output, shown};
 use crate::cli::{Done, Inside};
 use crate::config::{self, Checked, ProcessEnvironment};
-use crate::market_api::client::MarketClient;
 use crate::serve::app::AppToken;
+use crate::serve::market_jobs::Market;
 use spid_core::market_api::Group;
+use spid_core::span::Span;
 
 #[derive(Args)]
 pub(crate) struct CheckArguments {
@@ -64,15 +65,30 @@ struct MarketLine<'a> {
     base_url: Option<String>,
     /// Groups of operations with credentials of their own.
     credentials_for: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notifications: Option<NotificationsLine<'a>>,
+}
+
+/// Look for notifications that the marketplace has given up sending.
+#[derive(Serialize)]
+struct NotificationsLine<'a> {
+    endpoint: &'a str,
+    every: String,
 }
 
 impl<'a> MarketLine<'a> {
-    fn of(market: &'a MarketClient) -> MarketLine<'a> {
+    fn of(market: &'a Market) -> MarketLine<'a> {
+        let notifications = market.notifications.as_ref().map(|options| NotificationsLine {
+            endpoint: &options.endpoint,
+            every: Span(options.every).to_string(),
+        });
+        let market = &market.client;
         MarketLine {
             name: market.name(),
             api: market.site().as_str(),
             base_url: market.base_url().map(ToString::to_string),
             credentials_for: market.groups_with_credentials().map(Group::as_str).collect(),
+            notifications,
         }
     }
 }
@@ -96,8 +112,7 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
         });
     }
     let app = config.app_listen.map(|listen| AppLine { listen, tokens: &config.live.app.tokens });
-    let markets: Vec<MarketLine<'_>> =
-        config.live.markets.iter().map(|market| MarketLine::of(&market.client)).collect();
+    let markets: Vec<MarketLine<'_>> = config.live.markets.iter().map(MarketLine::of).collect();
     let routing = route::Routing::of(&config.live.runner);
     warnings.extend(routing.unreachable());
     for warning in &warnings {
@@ -120,13 +135,16 @@ pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mu
             output.line(&format!("    token {name}  accounts: {accounts}  roles: {roles}"))?;
         }
     }
-    for MarketLine { name, api, base_url, credentials_for } in &markets {
+    for MarketLine { name, api, base_url, credentials_for, notifications } in &markets {
         let at = base_url.as_ref().map(|url| format!("  {url}")).unwrap_or_default();
         let own = match credentials_for.as_slice() {
             [] => String::new(),
             groups => format!("  own credentials: {}", groups.join(", ")),
         };
         output.line(&format!("  market {}  {api}{at}{own}", shown(name)))?;
+        if let Some(NotificationsLine { endpoint, every }) = notifications {
+            output.line(&format!("    notifications  endpoint: {}  every: {every}", shown(endpoint)))?;
+        }
     }
     routing.print(output)
 }

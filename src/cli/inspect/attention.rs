@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::{ListArguments, or_dash, text};
 use crate::cli::Done;
-use crate::cli::output::{Column, Output, Row};
+use crate::cli::output::{Column, Output, Row, shown};
 use crate::cli::repair;
 use crate::store::AttentionItem;
 use spid_hook::callback::Action;
@@ -40,9 +40,10 @@ pub(crate) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
     output.rows(&attention.items)?;
     for item in &attention.items {
         let then = item.then.map(|then| format!(" (otherwise {then})")).unwrap_or_default();
-        let subject = match (item.callback, &item.instance) {
+        let subject = match (item.callback, &item.market) {
             (Some(callback), _) => format!("callback {callback}"),
-            (None, instance) => format!("instance {}", text(instance.as_deref())),
+            (None, Some(market)) => format!("market {}", shown(market)),
+            (None, None) => format!("instance {}", text(item.instance.as_deref())),
         };
         output.print_error(&format!("hint: {subject}: {}{then}", item.todo));
     }

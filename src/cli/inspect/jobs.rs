@@ -9,7 +9,7 @@ use super::{JOB_HINT, ListArguments, ShowArguments, or_dash, text};
 use crate::cli::output::{Column, Output, Row, shown};
 use crate::cli::{Done, Failure, repair, words};
 use crate::config::RouteList;
-use crate::store::{AttemptRow, Filter, JobDetail, JobRow, ListedJob, Reader};
+use crate::store::{AnyJob, AnyJobDetail, AttemptRow, Filter, JobDetail, JobKind, JobRow, ListedJob, Reader};
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::trace::TraceId;
 
@@ -25,6 +25,9 @@ pub(crate) enum JobsCommand {
         /// List only jobs whose next call goes to this hook. Needs --config.
         #[arg(long, value_name = "NAME")]
         hook: Option<String>,
+        /// List only jobs of this kind.
+        #[arg(long, value_parser = words::job_kind(), conflicts_with = "hook")]
+        kind: Option<JobKind>,
     },
     /// Show one job and its attempts.
     Show {
@@ -37,13 +40,14 @@ pub(crate) enum JobsCommand {
     },
     /// Retry jobs once, now. The attempt does not count against the retry schedule.
     ///
-    /// Name the jobs, or choose them with --state and --hook. For example, `spid jobs retry --state dead --hook NAME --why
-    /// TEXT` lists and counts the dead jobs of one hook; with --yes it retries them.
+    /// Name the jobs, or choose them with --state, and --hook or --kind. For example, `spid jobs retry --state dead --hook
+    /// NAME --why TEXT` lists and counts the dead jobs of one hook; with --yes it retries them.
     Retry(repair::jobs::JobsArguments),
     /// Drop jobs: cancel them without running them.
     ///
     /// Jobs behind a dropped job go on; jobs behind a dropped create end, too, because there is no instance. Name the
-    /// jobs, or choose them with --state and --hook: without --yes they are only listed and counted.
+    /// jobs, or choose them with --state, and --hook or --kind: without --yes they are only listed and counted. A job that
+    /// comes back at an interval cannot be dropped: remove it from the configuration.
     Drop(repair::jobs::JobsArguments),
     /// Complete a pending, dead or held job with the answer of work that was done by hand.
     Complete(repair::jobs::CompleteJobArguments),
@@ -53,16 +57,40 @@ pub(crate) enum JobsCommand {
 #[derive(Serialize)]
 pub(crate) struct RoutedJob {
     #[serde(flatten)]
-    pub(crate) job: ListedJob,
+    pub(crate) job: AnyJob,
     /// Name of the hook; only the configuration knows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     hook: Option<String>,
 }
 
 impl RoutedJob {
-    fn new(job: ListedJob, routes: Option<&RouteList>) -> RoutedJob {
-        let hook = routes.and_then(|routes| routes.hook(&job.subject())).map(str::to_owned);
+    fn new(job: AnyJob, routes: Option<&RouteList>) -> RoutedJob {
+        let hook = match (&job, routes) {
+            (AnyJob::Hook(job), Some(routes)) => routes.hook(&job.subject()).map(str::to_owned),
+            _ => None,
+        };
         RoutedJob { job, hook }
+    }
+
+    /// Returns true if the job comes back after it was done.
+    pub(crate) fn is_recurring(&self) -> bool {
+        matches!(&self.job, AnyJob::Market(job) if job.kind.is_recurring())
+    }
+
+    /// Returns the job of a hook.
+    fn of_hook(&self) -> Option<&ListedJob> {
+        match &self.job {
+            AnyJob::Hook(job) => Some(job),
+            AnyJob::Market(_) => None,
+        }
+    }
+
+    /// Returns the hook of the next call, or the market and what the call is about.
+    fn target(&self) -> String {
+        match &self.job {
+            AnyJob::Hook(_) => text(self.hook.as_deref()),
+            AnyJob::Market(job) => format!("market {}: {}", job.market, job.about),
+        }
     }
 }
 
@@ -75,19 +103,29 @@ struct ShownJob {
     trace_id: TraceId,
 }
 
-/// Jobs in this state whose next call goes to this hook, the newest first.
+/// Selection of jobs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JobSelection<'a> {
+    pub(crate) state: Option<JobState>,
+    /// Name of the hook of the next call.
+    pub(crate) hook: Option<&'a str>,
+    pub(crate) kind: Option<JobKind>,
+    pub(crate) limit: usize,
+}
+
+/// Returns the jobs of the selection, the newest first.
 pub(crate) fn select(
     reader: &Reader,
     routes: Option<&RouteList>,
-    state: Option<JobState>,
-    hook: Option<&str>,
-    limit: usize,
+    selection: JobSelection<'_>,
 ) -> Result<Vec<RoutedJob>, Failure> {
+    let JobSelection { state, hook, kind, limit } = selection;
     // The hook is known only after a job was read, so the limit counts after that.
     let read = if hook.is_some() { usize::MAX } else { limit };
-    let filter = Filter { jobs: state.into_iter().collect(), limit: read, ..Filter::default() };
+    let kind = if hook.is_some() { Some(JobKind::Hook) } else { kind };
+    let filter = Filter { jobs: state.into_iter().collect(), kind, limit: read, ..Filter::default() };
     let mut found = Vec::new();
-    for job in reader.listed_jobs(&filter)? {
+    for job in reader.every_job(&filter)? {
         let routed = RoutedJob::new(job, routes);
         if hook.is_none() || hook == routed.hook.as_deref() {
             found.push(routed);
@@ -99,14 +137,15 @@ pub(crate) fn select(
 
 pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Output) -> Done {
     match command {
-        JobsCommand::List { list, state, hook } => {
+        JobsCommand::List { list, state, hook, kind } => {
             let routes = list.store.routes(has_hook_inside, hook.as_deref())?;
-            let rows = select(&list.store.reader()?, routes.as_ref(), state, hook.as_deref(), list.limit)?;
+            let selection = JobSelection { state, hook: hook.as_deref(), kind, limit: list.limit };
+            let rows = select(&list.store.reader()?, routes.as_ref(), selection)?;
             if list.json {
                 return output.json(&rows);
             }
             output.rows(&rows)?;
-            if rows.iter().any(|row| matches!(row.job.row.state, JobState::Dead | JobState::Held)) {
+            if rows.iter().any(|row| matches!(row.job.state(), JobState::Dead | JobState::Held)) {
                 output.print_error(JOB_HINT);
             }
             Ok(())
@@ -114,9 +153,21 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
         JobsCommand::Show { show, reveal, id } => {
             let id = job_id(&show.store, &id)?;
             let routes = show.store.routes(has_hook_inside, None)?;
-            let JobDetail { job, failed_attempts, trace_id } = show.store.reader()?.job_detail(id)?;
+            let detail = match show.store.reader()?.any_job(id)? {
+                AnyJobDetail::Hook(detail) => *detail,
+                AnyJobDetail::Market(job) => {
+                    // It has no answer, so this only writes the audit entry.
+                    let secrets = reveal.secrets(&show.store, &format!("job {id}"), [])?;
+                    let routed = RoutedJob::new(AnyJob::Market(job), None);
+                    return match show.json {
+                        true => output.json(&WithSecrets { shown: &routed, secrets }),
+                        false => output.rows(&[routed]),
+                    };
+                }
+            };
+            let JobDetail { job, failed_attempts, trace_id } = detail;
             let secrets = reveal.secrets(&show.store, &format!("job {id}"), [&job.row])?;
-            let routed = RoutedJob::new(job, routes.as_ref());
+            let routed = RoutedJob::new(AnyJob::Hook(Box::new(job)), routes.as_ref());
             let shown = ShownJob { routed, failed_attempts, trace_id };
             if show.json {
                 return output.json(&WithSecrets { shown: &shown, secrets });
@@ -132,16 +183,30 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
 
 impl Row for RoutedJob {
     const COLUMNS: &'static [Column<RoutedJob>] = &[
-        ("JOB", |routed| routed.job.row.id.to_string()),
-        ("ACTION", |routed| routed.job.row.action.to_string()),
-        ("STATE", |routed| routed.job.row.state.to_string()),
-        ("INSTANCE", |routed| text(routed.job.instance.as_deref())),
-        ("ORDER", |routed| text(routed.job.order.as_deref())),
-        ("HOOK", |routed| text(routed.hook.as_deref())),
-        ("ATTEMPTS", |routed| routed.job.row.attempts.to_string()),
-        ("CREATED", |routed| routed.job.row.created_at.to_string()),
-        ("DUE/ENDED", |routed| due_or_ended(&routed.job.row)),
-        ("NOTE", |routed| text(routed.job.row.note.as_deref())),
+        ("JOB", |routed| routed.job.id().to_string()),
+        ("KIND", |routed| routed.job.kind().as_str().to_owned()),
+        ("ACTION", |routed| text(routed.of_hook().map(|job| job.row.action.as_str()))),
+        ("STATE", |routed| routed.job.state().to_string()),
+        ("INSTANCE", |routed| text(routed.of_hook().and_then(|job| job.instance.as_deref()))),
+        ("ORDER", |routed| text(routed.of_hook().and_then(|job| job.order.as_deref()))),
+        ("TARGET", RoutedJob::target),
+        ("ATTEMPTS", |routed| match &routed.job {
+            AnyJob::Hook(job) => job.row.attempts.to_string(),
+            AnyJob::Market(job) => job.attempts.to_string(),
+        }),
+        ("CREATED", |routed| match &routed.job {
+            AnyJob::Hook(job) => job.row.created_at.to_string(),
+            AnyJob::Market(job) => job.created_at.to_string(),
+        }),
+        ("DUE/ENDED", |routed| match &routed.job {
+            AnyJob::Hook(job) => due_or_ended(&job.row),
+            AnyJob::Market(job) if job.state == JobState::Queued => job.due_at.to_string(),
+            AnyJob::Market(job) => or_dash(job.ended_at),
+        }),
+        ("NOTE", |routed| match &routed.job {
+            AnyJob::Hook(job) => text(job.row.note.as_deref()),
+            AnyJob::Market(job) => text(job.note.as_deref()),
+        }),
     ];
 }
 

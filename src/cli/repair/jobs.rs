@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::{OperationArguments, answer};
 use crate::cli::inspect::ids::job_id;
-use crate::cli::inspect::jobs::select;
+use crate::cli::inspect::jobs::{JobSelection, RoutedJob, select};
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, words};
-use crate::store::{AdminOperation, ChosenJob, OperationError};
+use crate::store::{AdminOperation, ChosenJob, JobKind, OperationError};
 use spid_core::lifecycle::schedule::JobState;
 
 #[derive(Args)]
@@ -17,7 +17,7 @@ pub(crate) struct JobsArguments {
     #[command(flatten)]
     operation: OperationArguments,
     /// Ids of the jobs, or their beginnings.
-    #[arg(value_name = "JOB", required_unless_present = "state", conflicts_with_all = ["state", "hook", "yes"])]
+    #[arg(value_name = "JOB", required_unless_present = "state", conflicts_with_all = ["state", "hook", "kind", "yes"])]
     ids: Vec<String>,
     /// Choose all jobs in this state.
     #[arg(long, value_parser = words::job_state())]
@@ -25,17 +25,21 @@ pub(crate) struct JobsArguments {
     /// Of these, choose only the jobs whose next call goes to this hook. Needs --config.
     #[arg(long, value_name = "NAME", requires = "state")]
     hook: Option<String>,
+    /// Of these, choose only the jobs of this kind.
+    #[arg(long, value_parser = words::job_kind(), requires = "state", conflicts_with = "hook")]
+    kind: Option<JobKind>,
     /// Change the chosen jobs. Without it they are only listed and counted.
     #[arg(long, requires = "state")]
     yes: bool,
 }
 
 pub(crate) fn retry(arguments: &JobsArguments, has_hook_inside: bool, output: &mut Output) -> Done {
-    arguments.run("retried", AdminOperation::Retry, has_hook_inside, output)
+    arguments.run("retried", AdminOperation::Retry, |_| true, has_hook_inside, output)
 }
 
 pub(crate) fn drop_jobs(arguments: &JobsArguments, has_hook_inside: bool, output: &mut Output) -> Done {
-    arguments.run("dropped", AdminOperation::Drop, has_hook_inside, output)
+    // Only the configuration ends a recurring job, so a choice by state leaves it out.
+    arguments.run("dropped", AdminOperation::Drop, |job| !job.is_recurring(), has_hook_inside, output)
 }
 
 impl JobsArguments {
@@ -43,6 +47,7 @@ impl JobsArguments {
         &self,
         done: &str,
         on_job: fn(ChosenJob) -> AdminOperation,
+        may_be: fn(&RoutedJob) -> bool,
         has_hook_inside: bool,
         output: &mut Output,
     ) -> Done {
@@ -59,13 +64,14 @@ impl JobsArguments {
             });
         };
         let routes = self.operation.store.routes(has_hook_inside, self.hook.as_deref())?;
-        let mut chosen = select(
-            &self.operation.store.reader()?,
-            routes.as_ref(),
-            Some(state),
-            self.hook.as_deref(),
-            usize::MAX,
-        )?;
+        let selection = JobSelection {
+            state: Some(state),
+            hook: self.hook.as_deref(),
+            kind: self.kind,
+            limit: usize::MAX,
+        };
+        let mut chosen = select(&self.operation.store.reader()?, routes.as_ref(), selection)?;
+        chosen.retain(may_be);
         // The oldest first: the jobs of an instance run in this order.
         chosen.reverse();
         let count = chosen.len();
@@ -84,7 +90,7 @@ impl JobsArguments {
         self.operation.run_all(output, |reports, operations, act| {
             reports.line(&format!("{count} jobs"))?;
             let (mut failed, mut moved) = (0, 0);
-            for id in chosen.into_iter().map(|chosen| chosen.job.row.id) {
+            for id in chosen.into_iter().map(|chosen| chosen.job.id()) {
                 let operation = on_job(ChosenJob { id, state: Some(state) });
                 match operations.run(&operation, None, act) {
                     Ok(report) => reports.add(report)?,

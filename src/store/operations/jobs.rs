@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::{AuditNote, OperationDone, OperationError, Operations, impossible};
 use crate::store::StoreError;
-use crate::store::rows::{JobRow, Read};
+use crate::store::rows::{JobKind, JobRow, MarketJob, MarketJobs, Read};
 use crate::store::rules;
 use crate::store::work::Work;
 use spid_core::lifecycle::schedule::{Extra, JobState};
@@ -34,7 +34,12 @@ impl Operations {
         note: &AuditNote,
     ) -> OperationDone<Option<Id>> {
         self.run_audited(note, "retry", &format!("job {id}"), |rows, now| {
-            let mut job = find_chosen(rows, id, state)?;
+            if let Some(job) = market_job(rows, id)? {
+                check_chosen(job.state, state)?;
+                return retry_call(rows, job, now).map(|()| None);
+            }
+            let mut job = find_job(rows, id)?;
+            check_chosen(job.state, state)?;
             retry(rows, &mut job, now)
         })
     }
@@ -44,29 +49,35 @@ impl Operations {
     /// # Errors
     /// Fails if there is no such job, or if it is running or has ended.
     pub fn drop_job(&mut self, id: Id, note: &AuditNote) -> OperationDone<()> {
-        self.drop_chosen(id, None, note)
+        self.drop_chosen(id, None, note).map(drop)
     }
 
-    /// Drops a job that was chosen by its state. Without a state it is [`Operations::drop_job`].
+    /// Drops a job that was chosen by its state. Without a state it is [`Operations::drop_job`]. Returns its kind.
     ///
     /// # Errors
     /// Fails like [`Operations::drop_job`], and with [`OperationError::Moved`] if the job has left the state.
-    pub fn drop_chosen(&mut self, id: Id, state: Option<JobState>, note: &AuditNote) -> OperationDone<()> {
+    pub fn drop_chosen(
+        &mut self,
+        id: Id,
+        state: Option<JobState>,
+        note: &AuditNote,
+    ) -> OperationDone<JobKind> {
         self.run_audited(note, "drop", &format!("job {id}"), |rows, now| {
-            let mut job = find_chosen(rows, id, state)?;
+            if let Some(job) = market_job(rows, id)? {
+                check_chosen(job.state, state)?;
+                return drop_call(rows, job, note, now);
+            }
+            let mut job = find_job(rows, id)?;
+            check_chosen(job.state, state)?;
             if job.state == JobState::Running {
                 return impossible(running(&job, now));
             }
-            if !job.state.is_live() {
-                return impossible(format!(
-                    "the job is {}; only a waiting job can be dropped",
-                    job.state.as_str()
-                ));
-            }
-            job.note = Some(format!("dropped by {}: {}", note.who, note.why));
+            check_droppable(job.state)?;
+            job.note = Some(dropped_by(note));
             rules::end(&mut job, JobState::Dropped, now);
             rules::settle_queue_after(rows, &mut job, now)?;
-            Ok(rows.put_job(&job)?)
+            rows.put_job(&job)?;
+            Ok(JobKind::Hook)
         })
     }
 
@@ -95,6 +106,12 @@ impl Operations {
     /// Fails like [`Operations::complete`], and if another job of the instance must end first.
     pub fn complete_job(&mut self, id: Id, answer: &Answer, note: &AuditNote) -> OperationDone<Action> {
         self.complete_with(&format!("job {id}"), answer, note, |rows| {
+            if let Some(job) = market_job(rows, id)? {
+                return impossible(format!(
+                    "a {} takes no answer; spid jobs retry or drop it",
+                    job.kind.as_str()
+                ));
+            }
             let job = find_job(rows, id)?;
             if !job.state.is_live() {
                 return impossible(format!(
@@ -151,13 +168,74 @@ fn find_job(rows: &dyn Read, id: Id) -> OperationDone<JobRow> {
     rows.job_by_id(id)?.ok_or_else(|| OperationError::NotFound(format!("there is no job {id}")))
 }
 
-/// Finds a job that was chosen by its state. Between the choice and this transaction, a daemon or another person may
+/// Finds the job of the market client with this id.
+fn market_job(rows: &dyn Read, id: Id) -> OperationDone<Option<MarketJob>> {
+    Ok(rows.market_jobs(MarketJobs::Id(id))?.pop())
+}
+
+/// Checks a job that was chosen by its state. Between the choice and this transaction, a daemon or another person may
 /// have changed the job, and the choice no longer covers it.
-fn find_chosen(rows: &dyn Read, id: Id, state: Option<JobState>) -> OperationDone<JobRow> {
-    let job = find_job(rows, id)?;
-    match state.filter(|state| *state != job.state) {
-        Some(state) => Err(OperationError::Moved(state, job.state)),
-        None => Ok(job),
+fn check_chosen(found: JobState, chosen: Option<JobState>) -> OperationDone<()> {
+    match chosen.filter(|chosen| *chosen != found) {
+        Some(chosen) => Err(OperationError::Moved(chosen, found)),
+        None => Ok(()),
+    }
+}
+
+fn check_droppable(state: JobState) -> OperationDone<()> {
+    match state.is_live() {
+        true => Ok(()),
+        false => impossible(format!("the job is {}; only a waiting job can be dropped", state.as_str())),
+    }
+}
+
+fn dropped_by(note: &AuditNote) -> String {
+    format!("dropped by {}: {}", note.who, note.why)
+}
+
+/// Makes a waiting or dead job of the market client due now. The number of failures stays: a job that has used up its
+/// waits gets one attempt.
+fn retry_call(rows: &mut Work<'_>, mut job: MarketJob, now: Timestamp) -> OperationDone<()> {
+    check_call_rests(&job, now)?;
+    if !job.state.is_live() {
+        return impossible(format!("the job is {}; there is nothing to retry", job.state.as_str()));
+    }
+    (job.state, job.due_at) = (JobState::Queued, now);
+    rows.put_market_job(job);
+    Ok(())
+}
+
+fn drop_call(
+    rows: &mut Work<'_>,
+    mut job: MarketJob,
+    note: &AuditNote,
+    now: Timestamp,
+) -> OperationDone<JobKind> {
+    if job.kind.is_recurring() {
+        return impossible(format!(
+            "the {} of market {} comes back; remove it from the configuration",
+            job.kind.as_str(),
+            job.market()
+        ));
+    }
+    check_call_rests(&job, now)?;
+    check_droppable(job.state)?;
+    let kind = JobKind::Market(job.kind);
+    job.note = Some(dropped_by(note));
+    (job.state, job.ended_at) = (JobState::Dropped, Some(now));
+    rows.put_market_job(job);
+    Ok(kind)
+}
+
+/// Checks that no attempt at this job runs.
+fn check_call_rests(job: &MarketJob, now: Timestamp) -> OperationDone<()> {
+    let kind = job.kind.as_str();
+    match (job.state, job.lease_until.filter(|until| *until < now)) {
+        (JobState::Running, None) => impossible(format!("the {kind} is running now; wait for its end")),
+        (JobState::Running, Some(until)) => impossible(format!(
+            "the {kind} was running when the daemon stopped (no sign of life since {until}); start the daemon, which repeats it"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Approved, AuditNote, Claim, Claimed, Instead, OperationDone, Operations};
-use crate::store::rows::InstanceRow;
+use crate::store::rows::{InstanceRow, JobKind};
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Answer;
 use spid_hook::id::Id;
@@ -198,10 +198,15 @@ impl Operations {
                     OperationReport { behind: Some(ahead), ..operation.report(message) }
                 }
             },
-            AdminOperation::Drop(ChosenJob { id, state }) => {
-                self.drop_chosen(*id, *state, note)?;
-                operation.done(&format!("job {id}"))
-            }
+            AdminOperation::Drop(ChosenJob { id, state }) => match self.drop_chosen(*id, *state, note)? {
+                JobKind::Hook => operation.done(&format!("job {id}")),
+                JobKind::Market(kind) => {
+                    let kind = kind.as_str();
+                    operation.report(format!(
+                        "job {id} ({kind}) is dropped; spid adds another one if the call is still owed"
+                    ))
+                }
+            },
             AdminOperation::Approve { callback, instead } => {
                 operation.approved(&self.approve(*callback, *instead, note)?)
             }

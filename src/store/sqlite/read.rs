@@ -14,8 +14,8 @@ use super::codes::{
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
-    AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow,
-    KeyUse, Lists, MarketJob, MarketJobKind, MarketJobs, Numbered, Read, ReadableJob, Result, Totals,
+    AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceAndQueue, InstanceRow, JobKind,
+    JobRow, KeyUse, Lists, MarketJob, MarketJobKind, MarketJobs, Numbered, Read, ReadableJob, Result, Totals,
     Unreadable,
 };
 use spid_core::lifecycle::schedule::{Extra, JobState};
@@ -426,6 +426,14 @@ impl Conditions {
         self.values.extend(texts.iter().cloned().map(Value::Text));
     }
 
+    /// Jobs in one of these states. An empty list stands for every state.
+    fn states(&mut self, states: &[JobState]) {
+        if !states.is_empty() {
+            let numbers: Vec<String> = states.iter().map(|state| (*state as i64).to_string()).collect();
+            self.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
+        }
+    }
+
     fn search(&mut self, text: &str) {
         let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
         let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
@@ -744,12 +752,21 @@ impl Lists for Sqlite {
         let mut conditions = Conditions::new(filter);
         conditions.sql.push_str(" AND kind = 0");
         conditions.add("instance = ?", filter.instance);
-        if !filter.jobs.is_empty() {
-            let numbers: Vec<String> = filter.jobs.iter().map(|state| (*state as i64).to_string()).collect();
-            conditions.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
-        }
+        conditions.states(&filter.jobs);
         let (sql, values) = conditions.query(JOB_COLUMNS, "job", filter.limit);
         self.readable(&sql, params_from_iter(values), read_job)
+    }
+
+    fn list_market_jobs(&self, filter: &Filter, after: i64) -> Result<Vec<MarketJob>> {
+        let mut conditions = Conditions::new(filter);
+        match filter.kind {
+            Some(JobKind::Market(kind)) => conditions.add("kind = ?", Some(kind_code(kind))),
+            _ => conditions.sql.push_str(" AND kind > 0"),
+        }
+        conditions.add("number > ?", Some(after));
+        conditions.states(&filter.jobs);
+        let (sql, values) = conditions.query(MARKET_JOB_COLUMNS, "job", filter.limit);
+        self.readable(&sql, params_from_iter(values), read_market_job)
     }
 
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {

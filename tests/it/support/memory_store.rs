@@ -11,8 +11,8 @@ use spid::internals::observe::limits;
 use spid::internals::store::encryption::Encryptor;
 use spid::internals::store::{
     AttemptRow, AuditEntry, Backend, CallbackRow, Changes, Closed, CommittedRows, DAY_MS, Disposition,
-    Filter, InstanceAndQueue, InstanceRow, JobRow, KeyUse, Lists, MarketJob, MarketJobs, Numbered, Read,
-    ReadableJob, Reader, Store, StoreError, StoreOptions, Stored, StoredCallback, Totals, Unreadable,
+    Filter, InstanceAndQueue, InstanceRow, JobKind, JobRow, KeyUse, Lists, MarketJob, MarketJobs, Numbered,
+    Read, ReadableJob, Reader, Store, StoreError, StoreOptions, Stored, StoredCallback, Totals, Unreadable,
 };
 use spid_core::lifecycle::Reason;
 use spid_core::lifecycle::schedule::JobState;
@@ -404,6 +404,17 @@ macro_rules! reads {
             }
             fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
                 Ok(self.see(|tables| tables.list_jobs(filter)))
+            }
+            fn list_market_jobs(&self, filter: &Filter, after: i64) -> Result<Vec<MarketJob>> {
+                Ok(self.see(|tables| {
+                    let jobs = tables.market_jobs.values().rev().filter(|job| job.number > after);
+                    jobs.filter(|job| filter.before.is_none_or(|before| job.number < before))
+                        .filter(|job| filter.jobs.is_empty() || filter.jobs.contains(&job.state))
+                        .filter(|job| filter.kind.is_none_or(|kind| kind == JobKind::Market(job.kind)))
+                        .take(filter.limit)
+                        .cloned()
+                        .collect()
+                }))
             }
             fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
                 Ok(self.see(|tables| tables.list_callbacks(filter)))
