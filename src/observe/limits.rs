@@ -215,6 +215,8 @@ pub const MARKET_JOB_POLL_MS: u64 = 1_000;
 /// Default interval of the look for notifications that a marketplace has given up sending, in milliseconds. An entry
 /// appears there only after hours of failed calls.
 pub const FAILED_NOTIFICATIONS_MS: i64 = 30 * 60_000;
+/// Maximum number of pages of failed notifications that are read in turn.
+pub const FAILED_NOTIFICATIONS_PAGES_MAX_COUNT: u32 = 100;
 /// Number of failed notifications on one page. The vendor's maximum is unknown; this is its sample.
 pub const FAILED_NOTIFICATIONS_PAGE_COUNT: u32 = 10;
 /// Maximum size of a file of credentials, in bytes.

@@ -457,6 +457,7 @@ mod tests {
             callback: Arc::new(Callback { subject, ..Callback::new(Action::Create, "createInstance") }),
             received_at: clock.now(),
             policy: Policy::default(),
+            fetched: false,
             approved: false,
             delivery_limit: None,
         }

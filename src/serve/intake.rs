@@ -19,12 +19,12 @@ use crate::observe::denied::{DeniedRequests, Evidence, Facts};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::market_jobs::Fault;
-use crate::store::{Acceptance, CallbackRow, ConfiguredKey, Filter, Receipt, Reply, Store, StoreError};
+use crate::store::{Acceptance, CallbackRow, ConfiguredKey, Receipt, Reply, Store, StoreError};
 use spid_core::dialect::{Denial, Dialect, Options, RawRequest, Reply as WireReply, Sending};
 use spid_core::lifecycle::{Policy, Reason};
 use spid_core::market_api::Notification;
 use spid_core::signature::{Keys, Signer};
-use spid_hook::callback::{Action, Callback, Outcome, ValidationIssue};
+use spid_hook::callback::{Action, Callback, Outcome};
 use spid_hook::id::Id;
 use spid_hook::instance::State;
 use spid_hook::time::Clock;
@@ -172,10 +172,9 @@ struct Asking<'a> {
     /// Id of the request.
     id: Option<Id>,
     deadline: Instant,
+    /// True if the callback was fetched.
+    fetched: bool,
 }
-
-/// Action of a payment in Alibaba's protocol.
-const PAYMENT: &str = "orderPay";
 
 /// Error: the request is a copy of an accepted one, so nothing was stored.
 struct Copied;
@@ -234,7 +233,7 @@ impl Intake {
         // The key was used, even if the callback cannot be stored.
         self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
         self.store.note_key_use(&endpoint.name, &key_label);
-        let asking = Asking { endpoint, key_label: &key_label, id, deadline };
+        let asking = Asking { endpoint, key_label: &key_label, id, deadline, fetched: false };
         match self.keep_all(asking, callback).await {
             Ok(answered) => {
                 let (action, outcome) = first(&answered);
@@ -265,11 +264,12 @@ impl Intake {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
         // Parse first: strict, and without a key.
-        let verified = match endpoint.dialect.parts(&raw, self.clock.now()) {
-            Ok(signed) => signed.verify(&endpoint.keys).map_err(Denial::from),
-            Err(denial) => Err(denial),
-        };
-        let verified = verified.map_err(|denial| self.refuse(endpoint, request, &denial))?;
+        self.read(endpoint, &raw).map_err(|denial| self.refuse(endpoint, request, &denial))
+    }
+
+    fn read(&self, endpoint: &Endpoint, raw: &RawRequest<'_>) -> Result<Received, Denial> {
+        // Parse first: strict, and without a key.
+        let verified = endpoint.dialect.parts(raw, self.clock.now())?.verify(&endpoint.keys)?;
         // Only a verified request becomes a callback.
         let (key_label, signer) = (verified.key_label().clone(), verified.signer());
         let mut callback = endpoint.dialect.callback(verified, &endpoint.options);
@@ -277,74 +277,34 @@ impl Intake {
         Ok(Received { callback, key_label, signer, id: None })
     }
 
-    /// Keeps a message that the marketplace gave up sending and that was fetched from it, as if it had come.
+    /// Keeps a payment that the marketplace gave up sending and that was fetched from it, as if it had come.
     pub(super) async fn keep_fetched(
         &self,
         endpoint: &Endpoint,
         notification: &Notification,
     ) -> Result<(), Fault> {
-        let callback = self.fetched(endpoint, notification)?;
+        let received = self.fetched(endpoint, notification).map_err(Fault::Left)?;
         let deadline = Instant::now() + self.options.reply_within;
-        let asking = Asking { endpoint, key_label: "fetched", id: None, deadline };
-        let kept = self.keep_all(asking, callback).await;
+        let asking = Asking { endpoint, key_label: "fetched", id: None, deadline, fetched: true };
+        let kept = self.keep_all(asking, received.callback).await;
         match kept.unwrap_or_default().iter().any(|(_, outcome)| *outcome != Outcome::Unavailable) {
             true => Ok(()),
             false => Err(Fault::Later("the message could not be kept".to_owned())),
         }
     }
 
-    /// Makes the callback of a fetched message.
+    /// Reads a fetched message like a request.
     ///
     /// The message has no signature: the signed call that fetched it vouches for it. So the endpoint's own key signs it
-    /// here, and it is read like a request.
-    fn fetched(&self, endpoint: &Endpoint, notification: &Notification) -> Result<Callback, Fault> {
-        let now = self.clock.now();
-        let mut parameters = notification.parameters.clone();
-        let action = parameters.iter().position(|(name, _)| name == "action");
-        let action = action.map(|position| parameters.remove(position).1);
-        // The vendor documents this list only for payments. A notification of another kind is for a person.
-        if notification.action != PAYMENT || action.is_some_and(|action| action != PAYMENT) {
-            return Err(Fault::Left("it is not about a payment"));
-        }
-        parameters.retain(|(name, _)| name != "requestId" && name != "token");
-        parameters.push(("requestId".to_owned(), notification.id.clone()));
-        let request = endpoint.dialect.request(PAYMENT, &parameters, &endpoint.keys, &Sending::at(now));
+    /// here.
+    fn fetched(&self, endpoint: &Endpoint, notification: &Notification) -> Result<Received, &'static str> {
+        let (action, parameters) = notification.payment().ok_or("it is not about a payment")?;
+        let sending = Sending::at(self.clock.now());
+        let request = endpoint.dialect.request(action, &parameters, &endpoint.keys, &sending);
         let header = |name: &str| request.header(name);
         let (query, body) = (request.query.as_bytes(), request.body.as_slice());
         let raw = RawRequest { method: request.method, query, header: &header, body };
-        let signed =
-            endpoint.dialect.parts(&raw, now).map_err(|_| Fault::Left("its message is malformed"))?;
-        let verified = signed.verify(&endpoint.keys).map_err(|_| Fault::Left("its message is malformed"))?;
-        let mut callback = endpoint.dialect.callback(verified, &endpoint.options);
-        callback.dialect = Some(endpoint.dialect.name().to_owned());
-        if self.may_be_kept_already(endpoint, &callback).map_err(|error| Fault::Later(error.to_string()))? {
-            callback.issues.push(ValidationIssue::MaybeSamePayment);
-        }
-        Ok(callback)
-    }
-
-    /// Returns true if a payment for the same order, instance and SKU was kept under another request id.
-    ///
-    /// That a notification has the request id of the payment is not documented, and a payment must not be taken for two.
-    fn may_be_kept_already(&self, endpoint: &Endpoint, callback: &Callback) -> Result<bool, StoreError> {
-        let reader = self.store.reader();
-        for name in callback.subject.names() {
-            for row in reader.instances_named(name)? {
-                let of_instance =
-                    Filter { instance: Some(row.number), limit: usize::MAX, ..Filter::default() };
-                for known in reader.callbacks(&of_instance)? {
-                    if known.action != Action::Payment || known.account != *endpoint.account {
-                        continue;
-                    }
-                    let Some(other) = reader.content_if_kept(known.number)? else { continue };
-                    let is_same = (&other.order_id, &other.sku) == (&callback.order_id, &callback.sku);
-                    if is_same && other.request_id != callback.request_id {
-                        return Ok(true);
-                    }
-                }
-            }
-        }
-        Ok(false)
+        self.read(endpoint, &raw).map_err(|_| "its message is malformed")
     }
 
     /// Returns true if a request to a path without an endpoint has a valid signature of this one.
@@ -452,7 +412,7 @@ impl Intake {
 
     /// Stores the callback. Returns the answer, or a wait for it.
     async fn keep(&self, asking: Asking<'_>, callback: &mut Arc<Callback>) -> Result<Reply, Copied> {
-        let Asking { endpoint, key_label, id, deadline } = asking;
+        let Asking { endpoint, key_label, id, deadline, fetched } = asking;
         let acceptance = Acceptance {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
@@ -461,6 +421,7 @@ impl Intake {
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,
+            fetched,
             approved: false,
         };
         // A store that is slower than the deadline gets the answer "call again".

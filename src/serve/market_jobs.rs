@@ -16,7 +16,7 @@ use crate::market_api::client::{CallError, MarketClient};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::public::Routes;
-use crate::store::{CallEnd, MarketJob, MarketJobKind, MarketJobs, OwedCall, Store, StoreError};
+use crate::store::{CallEnd, MarketJob, MarketJobKind, MarketJobs, OwedCall, Store};
 use spid_hook::time::Clock;
 
 /// A market, and what is owed to it.
@@ -37,11 +37,11 @@ pub struct FailedNotifications {
     pub every: Duration,
 }
 
-/// Key, within its market, of the job that fetches notifications.
+/// Subject of the job that fetches the notifications of a market.
 const NOTIFICATIONS: &str = "notifications";
 
-/// Wait before the next page, after the calls that confirm this one.
-const NEXT_PAGE: Duration = Duration::from_secs(30);
+/// Wait before the list is read again after something was kept.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 // Results of an attempt, as the metrics count them.
 const DONE: &str = "done";
@@ -80,7 +80,7 @@ impl MarketJobsRunner {
         let mut running = JoinSet::new();
         let mut tick = interval(Duration::from_millis(limits::MARKET_JOB_POLL_MS));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut configured = false;
+        let (mut configured, mut is_start) = (false, true);
         loop {
             tokio::select! {
                 // A dropped sender counts as a stop.
@@ -90,9 +90,10 @@ impl MarketJobsRunner {
                 _ = tick.tick() => {}
             }
             if !configured {
-                configured = self.configure().await;
+                configured = self.configure(is_start).await;
             }
             if configured {
+                is_start = false;
                 self.begin_due(&mut running).await;
             }
         }
@@ -101,22 +102,27 @@ impl MarketJobsRunner {
     }
 
     /// Keeps a recurring job for everything that is configured. `false`: the store could not be written.
-    async fn configure(&mut self) -> bool {
+    async fn configure(&mut self, is_start: bool) -> bool {
         let markets = self.markets.borrow_and_update().clone();
         let mut recurring = Vec::new();
         for market in &markets {
             if market.notifications.is_some() {
                 let Ok(id) = self.store.new_id(self.clock.now()) else { return false };
-                let key = MarketJob::key_of(market.client.name(), NOTIFICATIONS);
-                recurring.push(OwedCall { id, kind: MarketJobKind::NotificationFetch, key, payload: None });
+                recurring.push(OwedCall {
+                    id,
+                    kind: MarketJobKind::NotificationFetch,
+                    market: market.client.name().to_owned(),
+                    about: NOTIFICATIONS.to_owned(),
+                    held: None,
+                });
             }
         }
-        let known = self.store.reader().market_jobs(MarketJobs::Live);
+        let known = self.store.reader().market_jobs(MarketJobs::AllLive);
         // Without a market there is nothing to write, unless an earlier configuration has left something.
         if recurring.is_empty() && known.is_ok_and(|known| known.is_empty()) {
             return true;
         }
-        let configured = self.store.configure_market_jobs(recurring).await;
+        let configured = self.store.configure_market_jobs(recurring, is_start).await;
         configured
             .inspect_err(|error| tracing::error!(%error, "the jobs of the markets could not be kept"))
             .is_ok()
@@ -201,63 +207,98 @@ impl Attempt {
         }
     }
 
-    /// Keeps the notifications of the first page. Each that is kept is owed a confirmation, in the commit that ends this
-    /// attempt. A confirmed one leaves the list, so the next page is the first one again.
+    /// Keeps the notifications on all pages. Each that is kept is owed a confirmation, in the commit that ends this
+    /// attempt. One that cannot be kept is owed one, too, but a person must decide about it first.
     async fn fetch(&self, found: &mut Vec<OwedCall>) -> CallEnd {
         let Some(options) = &self.market.notifications else { return CallEnd::GivenBack };
-        let size = limits::FAILED_NOTIFICATIONS_PAGE_COUNT;
-        let answer = self.market.client.call(&ApiCall::describe_failed_notifications(1, size)).await;
-        let page = match answer.map(|answer| Notifications::read(&answer)) {
-            Ok(Ok(page)) => page,
-            Ok(Err(error)) => return CallEnd::Refused { error: error.to_string() },
-            Err(error) => return failed(&error),
-        };
-        let mut left = page.unreadable.len();
-        for notification in &page.list {
-            match self.keep(options, notification).await {
-                Ok(Some(call)) => found.push(call),
-                Ok(None) => {}
-                Err(Fault::Left(reason)) => {
-                    let id = &notification.id;
-                    tracing::warn!(%id, market = self.market.client.name(), reason, "a failed notification is left at the marketplace");
-                    left += 1;
-                }
+        let (mut seen, mut total) = (0, 0);
+        for number in 1..=limits::FAILED_NOTIFICATIONS_PAGES_MAX_COUNT {
+            let page = match self.page(number).await {
+                Ok(page) => page,
+                Err(end) => return end,
+            };
+            if let Err(error) = self.keep_page(options, &page, found).await {
                 // What was kept before is confirmed; the rest is fetched again.
-                Err(Fault::Later(error)) => return CallEnd::Retry { error, after: None },
+                return CallEnd::Retry { error, after: None };
+            }
+            let count = page.list.len() + page.unreadable.len();
+            (seen, total) = (seen + count as u64, page.total);
+            if count == 0 || seen >= total {
+                break;
             }
         }
-        let kept = found.len();
-        let again = if kept > 0 { NEXT_PAGE.min(options.every) } else { options.every };
-        let note = (page.total > 0)
-            .then(|| format!("{} on the list, {kept} kept now, {left} left at the marketplace", page.total));
+        let kept = found.iter().filter(|call| call.held.is_none()).count();
+        // Confirmed notifications leave the list while it is read, so a later page may have been missed.
+        let again = if kept > 0 { LOOK_AGAIN.min(options.every) } else { options.every };
+        let note = (total > 0).then(|| format!("{total} on the list, {kept} kept now"));
         CallEnd::Done { again, note }
     }
 
-    /// Keeps one notification as if it had come to the endpoint. Returns the confirmation that it is owed; `None` if that
-    /// is on its way.
-    async fn keep(
+    async fn page(&self, number: u32) -> Result<Notifications, CallEnd> {
+        let size = limits::FAILED_NOTIFICATIONS_PAGE_COUNT;
+        let answer = self.market.client.call(&ApiCall::describe_failed_notifications(number, size)).await;
+        let answer = answer.map_err(|error| failed(&error))?;
+        Notifications::read(&answer).map_err(|error| CallEnd::Refused { error: error.to_string() })
+    }
+
+    async fn keep_page(
         &self,
         options: &FailedNotifications,
-        notification: &Notification,
-    ) -> Result<Option<OwedCall>, Fault> {
-        let key = MarketJob::key_of(self.market.client.name(), &notification.id);
-        let kind = MarketJobKind::NotificationConfirm;
-        let owed = self.store.reader().market_jobs(MarketJobs::Key(kind, &key));
-        if !owed.map_err(later)?.is_empty() {
-            return Ok(None);
+        page: &Notifications,
+        found: &mut Vec<OwedCall>,
+    ) -> Result<(), String> {
+        for notification in &page.list {
+            if self.is_owed(&notification.id)? {
+                continue;
+            }
+            let held = match self.keep(options, notification).await {
+                Ok(()) => None,
+                Err(Fault::Left(reason)) => Some(left(&notification.action, reason)),
+                Err(Fault::Later(error)) => return Err(error),
+            };
+            found.push(self.confirmation(&notification.id, held)?);
         }
+        for id in &page.unreadable {
+            if !self.is_owed(id)? {
+                found.push(self.confirmation(id, Some(left("?", "its message is malformed")))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns true if the confirmation of this notification is owed already.
+    fn is_owed(&self, id: &str) -> Result<bool, String> {
+        let kind = MarketJobKind::NotificationConfirm;
+        let owed = self.store.reader().market_jobs(MarketJobs::Live(kind, self.market.client.name(), id));
+        owed.map(|owed| !owed.is_empty()).map_err(|error| error.to_string())
+    }
+
+    fn confirmation(&self, id: &str, held: Option<String>) -> Result<OwedCall, String> {
+        if let Some(reason) = &held {
+            let market = self.market.client.name();
+            tracing::warn!(id, market, reason, "a failed notification is left at the marketplace");
+        }
+        Ok(OwedCall {
+            id: self.store.new_id(self.clock.now()).map_err(|error| error.to_string())?,
+            kind: MarketJobKind::NotificationConfirm,
+            market: self.market.client.name().to_owned(),
+            about: id.to_owned(),
+            held,
+        })
+    }
+
+    /// Keeps one notification as if it had come to the endpoint.
+    async fn keep(&self, options: &FailedNotifications, notification: &Notification) -> Result<(), Fault> {
         let routes = self.routes.borrow().clone();
         let mut endpoints = routes.endpoints.values();
-        let Some(endpoint) = endpoints.find(|endpoint| *endpoint.name == *options.endpoint) else {
-            return Err(Fault::Later(format!("there is no endpoint `{}`", options.endpoint)));
-        };
-        routes.intake.keep_fetched(endpoint, notification).await?;
-        let id = self.store.new_id(self.clock.now()).map_err(later)?;
-        Ok(Some(OwedCall { id, kind, key, payload: None }))
+        match endpoints.find(|endpoint| *endpoint.name == *options.endpoint) {
+            Some(endpoint) => routes.intake.keep_fetched(endpoint, notification).await,
+            None => Err(Fault::Later(format!("there is no endpoint `{}`", options.endpoint))),
+        }
     }
 
     async fn confirm(&self) -> CallEnd {
-        let call = ApiCall::confirm_notification(self.job.about());
+        let call = ApiCall::confirm_notification(&self.job.about);
         match self.market.client.call(&call).await {
             Ok(_) => CallEnd::Done { again: Duration::ZERO, note: None },
             Err(error) => failed(&error),
@@ -284,8 +325,11 @@ const fn result(end: &CallEnd) -> Option<&'static str> {
     }
 }
 
-fn later(error: StoreError) -> Fault {
-    Fault::Later(error.to_string())
+/// Returns the reason why a person must decide about a notification.
+fn left(action: &str, reason: &str) -> String {
+    format!(
+        "the failed notification ({action}) was not kept: {reason}; do what it asks for by hand, then retry this job to confirm it"
+    )
 }
 
 fn failed(error: &CallError) -> CallEnd {

@@ -173,12 +173,13 @@ impl Reader {
         Ok(counts)
     }
 
-    /// Returns the jobs of the market client that need a person: dead ones, and recurring ones that fail again and again.
+    /// Returns the jobs of the market client that need a person: held and dead ones, and recurring ones that fail again and
+    /// again.
     fn failing_calls(&self) -> Result<Vec<MarketJob>, StoreError> {
-        let mut jobs = self.market_jobs(MarketJobs::Live)?;
+        let mut jobs = self.market_jobs(MarketJobs::AllLive)?;
         jobs.retain(|job| {
             let fails = job.kind.is_recurring() && job.step >= limits::MARKET_JOB_FAILURES_COUNT;
-            job.state == JobState::Dead || fails
+            matches!(job.state, JobState::Dead | JobState::Held) || fails
         });
         Ok(jobs)
     }
@@ -375,7 +376,7 @@ fn describe_call(job: MarketJob) -> AttentionItem {
         reason: AttentionReason::MarketCall,
         callback: None,
         job: Some(id),
-        market: Some(job.market().to_owned()),
+        market: Some(job.market.clone()),
         account: String::new(),
         endpoint: String::new(),
         instance: None,
@@ -387,8 +388,13 @@ fn describe_call(job: MarketJob) -> AttentionItem {
         since: job.attempted_at.unwrap_or(job.created_at),
         deadline: None,
         then: None,
-        detail: format!("market {}: {kind}: {}", job.market(), job.note.as_deref().unwrap_or("no text")),
-        todo: format!("check the credentials with spid market check, then spid jobs retry {id}{or_drop}"),
+        detail: format!("market {}: {kind}: {}", job.market, job.note.as_deref().unwrap_or("no text")),
+        todo: match job.state {
+            JobState::Held => {
+                format!("do what the notification asks for, then spid jobs retry {id}, which confirms it")
+            }
+            _ => format!("check the credentials with spid market check, then spid jobs retry {id}{or_drop}"),
+        },
         may_be_dismissed: false,
     }
 }

@@ -73,7 +73,7 @@ pub use rules::{Acceptance, AttemptEnd, CallEnd, LeasedJob, OwedCall, Unreadable
 pub use sqlite::InstanceExport;
 pub use views::{
     AnyJob, AnyJobDetail, CallbackDetail, Entitled, EntitledBy, HeldItem, InstanceHistory, JobDetail,
-    ListedCallback, ListedJob, ListedMarketJob, ViewError,
+    ListedCallback, ListedJob, ViewError,
 };
 pub use waiters::{HandedJob, ResultWaiter};
 pub use work::{Changes, Stored, StoredCallback, Work, WorkRows};
@@ -664,12 +664,17 @@ impl Store {
         })
     }
 
-    /// Keeps exactly these recurring jobs of the market client. Those that a stopped daemon was running are due again.
+    /// Keeps exactly these recurring jobs of the market client. At a start, the jobs that the last daemon was running are
+    /// due again.
     ///
     /// # Errors
     /// Fails if the store cannot be written.
-    pub async fn configure_market_jobs(&self, recurring: Vec<OwedCall>) -> Result<(), StoreError> {
-        self.market_step(MarketStep::Configure(recurring)).await.map(drop)
+    pub async fn configure_market_jobs(
+        &self,
+        recurring: Vec<OwedCall>,
+        is_start: bool,
+    ) -> Result<(), StoreError> {
+        self.market_step(MarketStep::Configure { recurring, is_start }).await.map(drop)
     }
 
     /// Leases up to `limit` due jobs of a market and a kind. Nothing is written if none is due.

@@ -251,20 +251,20 @@ impl Serialize for JobKind {
 
 /// A stored job of the market client: a call of a marketplace's API that is owed. No callback asks for it.
 ///
-/// At most one live job of a kind has the same key.
+/// At most one live job of a kind has the same market and subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MarketJob {
     /// Number of the job in the store, in the same sequence as the jobs of hooks.
     #[serde(skip)]
     pub number: i64,
-    /// Id of the job.
-    pub id: Id,
     /// Kind of the job.
     pub kind: MarketJobKind,
-    /// Deduplication key: the name of the market, `/`, and what the call is about. See [`MarketJob::key_of`].
-    pub key: String,
-    /// Values for the call that are not in its key.
-    pub payload: Option<String>,
+    /// Id of the job.
+    pub id: Id,
+    /// Name of the market.
+    pub market: String,
+    /// Subject of the call, within its market and kind.
+    pub about: String,
     /// State of the job.
     pub state: JobState,
     /// Number of attempts begun. The end of an attempt with another number is fenced.
@@ -285,23 +285,6 @@ pub struct MarketJob {
     pub ended_at: Option<Timestamp>,
 }
 
-impl MarketJob {
-    /// Returns the key of a job for this market, about this.
-    pub fn key_of(market: &str, about: &str) -> String {
-        format!("{market}/{about}")
-    }
-
-    /// Returns the name of the market.
-    pub fn market(&self) -> &str {
-        self.key.split_once('/').map_or(self.key.as_str(), |(market, _)| market)
-    }
-
-    /// Returns what the job is about, within its market and kind.
-    pub fn about(&self) -> &str {
-        self.key.split_once('/').map_or("", |(_, about)| about)
-    }
-}
-
 /// Selection of due jobs: queued jobs of this market and kind that are due now, up to a number of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DueMarketJobs<'a> {
@@ -320,8 +303,8 @@ pub struct DueMarketJobs<'a> {
 pub enum MarketJobs<'a> {
     /// The job with this number.
     Number(i64),
-    /// The live job of this kind with this key.
-    Key(MarketJobKind, &'a str),
+    /// The live job of this kind, for this market, about this.
+    Live(MarketJobKind, &'a str, &'a str),
     /// The job with this id.
     Id(Id),
     /// Due jobs of a market, the longest due first.
@@ -329,7 +312,7 @@ pub enum MarketJobs<'a> {
     /// Running jobs.
     Running,
     /// Jobs that have not ended.
-    Live,
+    AllLive,
 }
 
 impl MarketJobs<'_> {
@@ -337,14 +320,16 @@ impl MarketJobs<'_> {
     pub fn has(&self, job: &MarketJob) -> bool {
         match self {
             MarketJobs::Number(number) => job.number == *number,
-            MarketJobs::Key(kind, key) => job.kind == *kind && job.key == *key && job.state.is_live(),
+            MarketJobs::Live(kind, market, about) => {
+                job.kind == *kind && job.market == *market && job.about == *about && job.state.is_live()
+            }
             MarketJobs::Id(id) => job.id == *id,
             MarketJobs::Due(due) => {
                 let is_due = job.state == JobState::Queued && job.due_at <= due.now;
-                is_due && job.kind == due.kind && job.market() == due.market
+                is_due && job.kind == due.kind && job.market == due.market
             }
             MarketJobs::Running => job.state == JobState::Running,
-            MarketJobs::Live => job.state.is_live(),
+            MarketJobs::AllLive => job.state.is_live(),
         }
     }
 
@@ -535,6 +520,8 @@ pub trait Read {
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>>;
     /// Returns the configured keys with their last use, sorted by endpoint and label.
     fn key_uses(&self) -> Result<Vec<KeyUse>>;
+    /// Returns the payments of this order that can be read, with their content.
+    fn payments(&self, account: &str, order_id: &str) -> Result<Vec<(CallbackRow, Callback)>>;
     /// Returns jobs of the market client. A job that cannot be read is left out.
     fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>>;
 }

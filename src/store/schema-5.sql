@@ -101,6 +101,9 @@ CREATE INDEX callback_instance ON callback (instance);
 CREATE INDEX callback_held ON callback (number) WHERE disposition = 1;
 CREATE INDEX callback_untold ON callback (number) WHERE told_at IS NULL;
 CREATE INDEX callback_noticed ON callback (number) WHERE reason_code = 'create-repeated-with-other-values';
+-- A payment that was fetched: was the same order paid for under another request id?
+CREATE INDEX callback_payment ON callback (CASE WHEN json_valid(body) THEN json_extract(body, '$.order_id') END)
+  WHERE action = 7;
 
 CREATE TABLE new_job (
   number       INTEGER PRIMARY KEY,
@@ -109,8 +112,6 @@ CREATE TABLE new_job (
   kind         INTEGER NOT NULL DEFAULT 0,
   -- At most one live job of a kind has this key.
   key          TEXT,
-  -- What the job needs beside its callback, as JSON.
-  payload      TEXT,
   callback     INTEGER REFERENCES callback(number),
   instance     INTEGER REFERENCES instance(number),
   in_lane      INTEGER NOT NULL,
@@ -130,7 +131,7 @@ CREATE TABLE new_job (
   ended_at     INTEGER,
   blocked      INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-INSERT INTO new_job SELECT number, id, 0, NULL, NULL, callback, instance, in_lane, action, state, attempts, step, extra,
+INSERT INTO new_job SELECT number, id, 0, NULL, callback, instance, in_lane, action, state, attempts, step, extra,
   due_at, lease_until, attempted_at, note, answer, sealed, proposed_id, created_at, ended_at, blocked
   FROM job ORDER BY number;
 DROP TABLE job;

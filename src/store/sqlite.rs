@@ -721,6 +721,15 @@ mod tests {
         assert_eq!(few, many);
     }
 
+    #[test]
+    fn payments_of_an_order_are_found_by_their_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("spid.db"), None).unwrap();
+        let sql = format!("EXPLAIN QUERY PLAN {}", read::payments_sql());
+        let plan: String = store.connection.query_row(&sql, ["o", "acme"], |row| row.get(3)).unwrap();
+        assert!(plan.contains("callback_payment"), "{plan}");
+    }
+
     /// Checks the settings, because a killed process cannot show the difference: only a power cut would.
     #[test]
     fn a_commit_is_on_the_disk_before_it_is_believed() {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::attention::{AttentionReason, InNeed};
 use super::rows::{
     AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobKind, JobRow, Lists, MarketJob,
-    MarketJobKind, MarketJobs,
+    MarketJobs,
 };
 use super::{Reader, StoreError};
 use crate::observe::limits;
@@ -79,7 +79,7 @@ pub enum AnyJob {
     /// A job for a callback.
     Hook(Box<ListedJob>),
     /// A job of the market client.
-    Market(Box<ListedMarketJob>),
+    Market(Box<MarketJob>),
 }
 
 /// A job of any kind, with all that is known of it.
@@ -89,7 +89,7 @@ pub enum AnyJobDetail {
     /// A job for a callback.
     Hook(Box<JobDetail>),
     /// A job of the market client.
-    Market(Box<ListedMarketJob>),
+    Market(Box<MarketJob>),
 }
 
 /// A callback with its whole content.
@@ -151,61 +151,6 @@ impl ListedJob {
     /// Returns the values by which the next call of the job is routed.
     pub fn subject(&self) -> Subject<'_> {
         Subject::new(&self.endpoint, &self.callback, self.applied.as_ref())
-    }
-}
-
-/// A job of the market client.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ListedMarketJob {
-    /// Number of the job in the store.
-    #[serde(skip)]
-    pub number: i64,
-    /// Kind of the job.
-    pub kind: MarketJobKind,
-    /// Id of the job.
-    pub id: Id,
-    /// Name of the market.
-    pub market: String,
-    /// Subject of the call, within its market and kind.
-    pub about: String,
-    /// State of the job.
-    pub state: JobState,
-    /// Number of attempts begun.
-    pub attempts: u32,
-    /// Number of attempts in a row that have failed.
-    pub step: u32,
-    /// Time at which a queued job may run.
-    pub due_at: Timestamp,
-    /// End of the lease of a running job.
-    pub lease_until: Option<Timestamp>,
-    /// Time at which the last attempt ended.
-    pub attempted_at: Option<Timestamp>,
-    /// Text of the last attempt.
-    pub note: Option<String>,
-    /// Time at which the job was created.
-    pub created_at: Timestamp,
-    /// Time at which the job ended.
-    pub ended_at: Option<Timestamp>,
-}
-
-impl From<MarketJob> for ListedMarketJob {
-    fn from(job: MarketJob) -> ListedMarketJob {
-        ListedMarketJob {
-            market: job.market().to_owned(),
-            about: job.about().to_owned(),
-            number: job.number,
-            kind: job.kind,
-            id: job.id,
-            state: job.state,
-            attempts: job.attempts,
-            step: job.step,
-            due_at: job.due_at,
-            lease_until: job.lease_until,
-            attempted_at: job.attempted_at,
-            note: job.note,
-            created_at: job.created_at,
-            ended_at: job.ended_at,
-        }
     }
 }
 
@@ -661,7 +606,7 @@ impl Reader {
                 // Jobs older than a full page are not on it. Without this bound the search would read the whole table.
                 let oldest = jobs.last().filter(|_| jobs.len() >= filter.limit).map_or(0, AnyJob::number);
                 let found = rows.list_market_jobs(filter, oldest)?;
-                jobs.extend(found.into_iter().map(|job| AnyJob::Market(Box::new(job.into()))));
+                jobs.extend(found.into_iter().map(|job| AnyJob::Market(Box::new(job))));
             }
             jobs.sort_by_key(|job| std::cmp::Reverse(job.number()));
             jobs.truncate(filter.limit);
@@ -694,7 +639,7 @@ impl Reader {
     /// Fails if there is none.
     pub fn any_job(&self, id: Id) -> Result<AnyJobDetail, ViewError> {
         match self.market_jobs(MarketJobs::Id(id))?.pop() {
-            Some(job) => Ok(AnyJobDetail::Market(Box::new(job.into()))),
+            Some(job) => Ok(AnyJobDetail::Market(Box::new(job))),
             None => Ok(AnyJobDetail::Hook(Box::new(self.job_detail(id)?))),
         }
     }
@@ -833,6 +778,7 @@ mod tests {
             callback: callback.into(),
             received_at: clock.now(),
             policy: Policy::default(),
+            fetched: false,
             approved: false,
             delivery_limit: None,
         }

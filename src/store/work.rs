@@ -3,7 +3,7 @@
 //! * *Load*: a read of a [`Work`] asks the backend once, and keeps the row.
 //! * *Decide*: the rules read and change rows of the `Work` alone. They are synchronous, and their only effects are
 //!   those rows.
-//! * *Store*: [`Work::into_changes`] returns what changed, each row once, for the backend to write.
+//! * *Store*: [`WorkRows::changes`] returns the changed rows, each of them once, for the backend to write.
 //!
 //! Several operations may share a `Work`, and then share its commit. If one fails, [`Work::undo`] takes back its
 //! changes and leaves those of the others.
@@ -20,7 +20,7 @@ use super::rows::{
     MarketJob, MarketJobs, Numbered, Read, ReadableJob, Result,
 };
 use spid_core::lifecycle::schedule::JobState;
-use spid_hook::callback::Callback;
+use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State};
 
@@ -810,15 +810,11 @@ impl Read for Work<'_> {
     }
 
     fn has_queue(&self, instance: i64) -> Result<bool> {
-        match self.numbers_of_queue(instance) {
-            Some(_) => Ok(!self.queue_jobs(instance)?.is_empty()),
-            // Not loaded, so not changed here either: `add_job` and `put_job` are the only ways to change a queue.
-            None => match self.queue_jobs(instance) {
-                Ok(queue) => Ok(!queue.is_empty()),
-                // A row that cannot be read still waits.
-                Err(StoreError::Unreadable(_)) => self.stored.has_queue(instance),
-                Err(error) => Err(error),
-            },
+        match self.queue_jobs(instance) {
+            Ok(queue) => Ok(!queue.is_empty()),
+            // A row that cannot be read still waits.
+            Err(StoreError::Unreadable(_)) => self.stored.has_queue(instance),
+            Err(error) => Err(error),
         }
     }
 
@@ -920,13 +916,10 @@ impl Read for Work<'_> {
             return Ok(known);
         }
         let stored = self.stored.job_by_id(id)?;
-        match stored {
-            Some(job) => {
-                self.rows.borrow_mut().jobs.load(job.number, Some(job.clone()));
-                Ok(Some(job))
-            }
-            None => Ok(None),
+        if let Some(job) = &stored {
+            self.rows.borrow_mut().jobs.load(job.number, Some(job.clone()));
         }
+        Ok(stored)
     }
 
     fn next_number(&self, table: Numbered) -> Result<i64> {
@@ -967,6 +960,20 @@ impl Read for Work<'_> {
         let mut running = self.stored.running(ended_before)?;
         running.retain(|job| !changed.contains(&number_of(job)));
         Ok(running)
+    }
+
+    fn payments(&self, account: &str, order_id: &str) -> Result<Vec<(CallbackRow, Callback)>> {
+        let mut payments = self.stored.payments(account, order_id)?;
+        // The content of a stored payment never changes, so only the added ones are missing.
+        let rows = self.rows.borrow();
+        for (number, row, _) in rows.callbacks.changes().filter(|(_, _, is_added)| *is_added) {
+            let (Some(row), Some(Some(body))) = (row, rows.bodies.get(number)) else { continue };
+            let is_of_order = row.account == account && body.order_id.as_deref() == Some(order_id);
+            if row.action == Action::Payment && is_of_order {
+                payments.push((row.clone(), Callback::clone(&body)));
+            }
+        }
+        Ok(payments)
     }
 
     fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {

@@ -139,8 +139,8 @@ pub(crate) struct FinishCommand {
 
 /// Operation on jobs of the market client.
 pub(crate) enum MarketStep {
-    /// Keeps exactly these recurring jobs.
-    Configure(Vec<OwedCall>),
+    /// Keeps exactly these recurring jobs, at a start or later.
+    Configure { recurring: Vec<OwedCall>, is_start: bool },
     /// Leases due jobs of a market and a kind, up to a number of them.
     Lease(String, MarketJobKind, usize),
     /// Records the end of an attempt at a job, and the calls that it found to be owed.
@@ -151,7 +151,9 @@ impl MarketStep {
     /// Returns the leased jobs, or the job that ended; none if its attempt was fenced.
     fn run(&self, work: &mut Work<'_>, now: Timestamp) -> Result<Vec<MarketJob>> {
         match self {
-            MarketStep::Configure(recurring) => rules::configure(work, recurring, now).map(|()| Vec::new()),
+            MarketStep::Configure { recurring, is_start } => {
+                rules::configure(work, recurring, *is_start, now).map(|()| Vec::new())
+            }
             MarketStep::Lease(market, kind, limit) => {
                 rules::lease_calls(work, DueMarketJobs { kind: *kind, market, now, limit: *limit })
             }

@@ -658,6 +658,7 @@ async fn a_database_of_version_1_is_brought_up_to_date_with_all_its_rows() {
         callback: Arc::new(repeat),
         received_at: start(),
         policy: Policy::default(),
+        fetched: false,
         approved: false,
     };
     let Reply::Now(Outcome::Applied { instance_id, .. }) = store.accept(acceptance).await.unwrap().reply
@@ -726,6 +727,7 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
                 callback: Arc::new(Callback { product: Some(product.into()), ..create("b") }),
                 received_at: clock.now(),
                 policy: Policy::default(),
+                fetched: false,
                 approved: false,
             };
             drop(store.accept(acceptance).await.unwrap());

@@ -178,6 +178,7 @@ fn approve(
         received_at: now,
         // The operator wants the callback carried out, so an unknown instance is adopted.
         policy: Policy { unknown_instance: UnknownInstance::Adopt, ..Policy::default() },
+        fetched: false,
         approved: true,
     };
     let approved = accept(rows, acceptance, &asked, now)?;
@@ -327,6 +328,7 @@ fn release_by_operator(row: &InstanceRow, note: &AuditNote, now: Timestamp) -> O
         received_at: now,
         // There is nothing to release of an instance that never began. That is a success.
         policy: Policy { unknown_instance: UnknownInstance::Succeed, ..Policy::default() },
+        fetched: false,
         approved: true,
     })
 }

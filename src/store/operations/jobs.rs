@@ -215,7 +215,7 @@ fn drop_call(
         return impossible(format!(
             "the {} of market {} comes back; remove it from the configuration",
             job.kind.as_str(),
-            job.market()
+            job.market
         ));
     }
     check_call_rests(&job, now)?;

@@ -1,5 +1,7 @@
 //! Acceptance of a callback: callback, instance and jobs are written together.
 
+use std::sync::Arc;
+
 use super::answers::answer_without_job;
 use super::decision::{Judged, judge, key_of};
 use super::names::{find_instance, set_marketplace_id};
@@ -12,7 +14,7 @@ use crate::store::work::Work;
 use spid_core::lifecycle::id_of_part;
 use spid_core::lifecycle::schedule::{Extra, JobState};
 use spid_core::lifecycle::{Decision, Reason};
-use spid_hook::callback::Action;
+use spid_hook::callback::{Action, ValidationIssue};
 use spid_hook::instance::{Instance, State};
 
 /// Keeps a callback. `None`: the request is a copy of one that was accepted before, and nothing is kept of it.
@@ -25,10 +27,32 @@ pub(crate) fn accept_once(
         // The nonce is consumed in the transaction that keeps the callback, so that both are kept or none.
         Some(nonce) if !consume(rows, &acceptance.account, nonce, acceptance.received_at)? => Ok(None),
         _ => {
+            let doubted = doubted_payment(rows, acceptance)?;
+            let acceptance = doubted.as_ref().unwrap_or(acceptance);
             let asked: Vec<Action> = acceptance.callback.actions().collect();
             accept_for(rows, acceptance, &asked, new_job).map(Some)
         }
     }
+}
+
+/// Returns a fetched payment with an issue, if the same order was paid for under another request id. `None`: no doubt.
+///
+/// That a fetched message has the request id of the payment is not documented, and one payment must not be taken for two.
+fn doubted_payment(rows: &Work<'_>, acceptance: &Acceptance) -> Result<Option<Acceptance>> {
+    let callback = &*acceptance.callback;
+    let Some(order) = callback.order_id.as_deref().filter(|_| acceptance.fetched) else { return Ok(None) };
+    let payments = rows.payments(&acceptance.account, order)?;
+    let may_be_the_same = payments.iter().any(|(_, other)| {
+        other.subject.order_biz_id == callback.subject.order_biz_id
+            && other.sku == callback.sku
+            && other.request_id != callback.request_id
+    });
+    if !may_be_the_same {
+        return Ok(None);
+    }
+    let mut doubted = acceptance.clone();
+    Arc::make_mut(&mut doubted.callback).issues.push(ValidationIssue::MaybeSamePayment);
+    Ok(Some(doubted))
 }
 
 /// Keeps a callback: reads, decides, and writes callback, instance and jobs together.

@@ -13,17 +13,19 @@ use spid_core::lifecycle::schedule::JobState;
 use spid_hook::id::Id;
 use spid_hook::time::plus_millis;
 
-/// A job of the market client to keep, unless a live one has its kind and key.
+/// A job of the market client to keep, unless a live one has its kind, market and subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwedCall {
     /// Id of the job, if it is added.
     pub id: Id,
     /// Kind of the job.
     pub kind: MarketJobKind,
-    /// Deduplication key.
-    pub key: String,
-    /// Values for the call that are not in its key.
-    pub payload: Option<String>,
+    /// Name of the market.
+    pub market: String,
+    /// Subject of the call, within its market and kind.
+    pub about: String,
+    /// Reason why a person must decide about the call before it is made.
+    pub held: Option<String>,
 }
 
 /// End of an attempt at a job of the market client.
@@ -52,10 +54,10 @@ pub enum CallEnd {
     GivenBack,
 }
 
-/// Adds the owed calls whose kind and key no live job has.
+/// Adds the owed calls that no live job is for.
 pub(crate) fn owe(work: &mut Work<'_>, calls: &[OwedCall], now: Timestamp) -> Result<()> {
     for call in calls {
-        if !work.market_jobs(MarketJobs::Key(call.kind, &call.key))?.is_empty() {
+        if !work.market_jobs(MarketJobs::Live(call.kind, &call.market, &call.about))?.is_empty() {
             continue;
         }
         let number = work.take_number(Numbered::Job)?;
@@ -63,15 +65,15 @@ pub(crate) fn owe(work: &mut Work<'_>, calls: &[OwedCall], now: Timestamp) -> Re
             number,
             id: call.id,
             kind: call.kind,
-            key: call.key.clone(),
-            payload: call.payload.clone(),
-            state: JobState::Queued,
+            market: call.market.clone(),
+            about: call.about.clone(),
+            state: if call.held.is_some() { JobState::Held } else { JobState::Queued },
             attempts: 0,
             step: 0,
             due_at: now,
             lease_until: None,
             attempted_at: None,
-            note: None,
+            note: call.held.clone(),
             created_at: now,
             ended_at: None,
         });
@@ -81,14 +83,20 @@ pub(crate) fn owe(work: &mut Work<'_>, calls: &[OwedCall], now: Timestamp) -> Re
 
 /// Keeps exactly these recurring jobs: adds those that are missing, and drops those that are not configured any more.
 ///
-/// All jobs that were running return to the queue: their daemon has ended.
-pub(crate) fn configure(work: &mut Work<'_>, recurring: &[OwedCall], now: Timestamp) -> Result<()> {
-    for mut job in work.market_jobs(MarketJobs::Live)? {
-        let is_wanted = recurring.iter().any(|call| call.kind == job.kind && call.key == job.key);
+/// At a start, all jobs that were running return to the queue: their daemon has ended.
+pub(crate) fn configure(
+    work: &mut Work<'_>,
+    recurring: &[OwedCall],
+    is_start: bool,
+    now: Timestamp,
+) -> Result<()> {
+    for mut job in work.market_jobs(MarketJobs::AllLive)? {
+        let mut wanted = recurring.iter().filter(|call| call.kind == job.kind);
+        let is_wanted = wanted.any(|call| call.market == job.market && call.about == job.about);
         if job.kind.is_recurring() && !is_wanted {
             job.note = Some("no longer configured".to_owned());
             end(&mut job, JobState::Dropped, now);
-        } else if job.state == JobState::Running {
+        } else if is_start && job.state == JobState::Running {
             job.note = Some("the daemon stopped during the last attempt".to_owned());
             wait(&mut job, now);
         } else {

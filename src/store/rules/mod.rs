@@ -63,6 +63,8 @@ pub struct Acceptance {
     pub received_at: Timestamp,
     /// Policy of the seller for cases that need a decision.
     pub policy: Policy,
+    /// True if the callback was fetched from the marketplace, which gave up sending it.
+    pub fetched: bool,
     /// True if an operator has approved the callback. Then this is not a delivery, and is not counted as one.
     pub approved: bool,
 }

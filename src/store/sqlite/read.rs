@@ -113,6 +113,11 @@ pub(super) fn kind_code(kind: MarketJobKind) -> i64 {
     kind as i64 + 1
 }
 
+/// Deduplication key of a job of the market client. The name of a market has no `/`.
+pub(super) fn key_of(market: &str, about: &str) -> String {
+    format!("{market}/{about}")
+}
+
 /// Integer in a computed column; `None` if it cannot be read.
 pub(super) fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
     row.get(column).ok()
@@ -332,18 +337,24 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
 
 /// Columns of a job of the market client, in the order they are read.
 const MARKET_JOB_COLUMNS: &str =
-    "job.number, job.id, job.kind, job.key, job.payload, job.state, job.attempts, job.step, job.due_at,
+    "job.number, job.id, job.kind, job.key, job.state, job.attempts, job.step, job.due_at,
          job.lease_until, job.attempted_at, job.note, job.created_at, job.ended_at";
 
 fn read_market_job(row: &Row<'_>) -> rusqlite::Result<MarketJob> {
     let mut columns = Columns::of("job", row);
+    let (number, id) = (columns.next()?, Id::from_bytes(columns.next()?));
+    // Kind 0 is a hook's.
+    let kind = columns.one_of_after(&MarketJobKind::ALL, 1)?;
+    let key: String = columns.next()?;
+    let Some((market, about)) = key.split_once('/') else {
+        return Err(columns.unreadable("does not name a market".to_owned(), false));
+    };
     Ok(MarketJob {
-        number: columns.next()?,
-        id: Id::from_bytes(columns.next()?),
-        // Kind 0 is a hook's.
-        kind: columns.one_of_after(&MarketJobKind::ALL, 1)?,
-        key: columns.next()?,
-        payload: columns.next()?,
+        number,
+        id,
+        kind,
+        market: market.to_owned(),
+        about: about.to_owned(),
         state: columns.one_of(&JobState::ALL)?,
         attempts: columns.next()?,
         step: columns.next()?,
@@ -354,6 +365,14 @@ fn read_market_job(row: &Row<'_>) -> rusqlite::Result<MarketJob> {
         created_at: columns.instant()?,
         ended_at: columns.instant_or_none()?,
     })
+}
+
+/// Payments of an order. The expression is that of the index `callback_payment`.
+pub(super) fn payments_sql() -> String {
+    format!(
+        "SELECT {CALLBACK_COLUMNS}, body FROM callback WHERE action = {PAYMENT}
+             AND CASE WHEN json_valid(body) THEN json_extract(body, '$.order_id') END = ?1 AND account = ?2"
+    )
 }
 
 /// Due jobs. Jobs behind another one in their instance's queue are not in the index that this query reads.
@@ -644,12 +663,20 @@ impl Read for Sqlite {
         Ok(running)
     }
 
+    fn payments(&self, account: &str, order_id: &str) -> Result<Vec<(CallbackRow, Callback)>> {
+        self.readable(&payments_sql(), [order_id, account], |row| {
+            let callback = read_callback(row)?;
+            let body = read_body(row, CALLBACK_COLUMNS_COUNT, callback.number)?;
+            Ok((callback, body))
+        })
+    }
+
     fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {
         let (condition, values) = match which {
             MarketJobs::Number(number) => ("number = ? AND kind > 0".to_owned(), vec![number.into()]),
-            MarketJobs::Key(kind, key) => (
+            MarketJobs::Live(kind, market, about) => (
                 format!("kind = {} AND key = ? AND key IS NOT NULL AND state < {DONE}", kind_code(kind)),
-                vec![key.to_owned().into()],
+                vec![key_of(market, about).into()],
             ),
             MarketJobs::Id(id) => ("id = ? AND kind > 0".to_owned(), vec![id.as_bytes().to_vec().into()]),
             MarketJobs::Due(due) => (
@@ -660,14 +687,14 @@ impl Read for Sqlite {
                 ),
                 vec![
                     due.now.as_millisecond().into(),
-                    MarketJob::key_of(due.market, "").into(),
+                    key_of(due.market, "").into(),
                     Value::Integer(i64::try_from(due.limit).unwrap_or(i64::MAX)),
                 ],
             ),
             MarketJobs::Running => {
                 (format!("state = {RUNNING} AND state < 2 AND kind > 0 AND blocked = 0"), Vec::new())
             }
-            MarketJobs::Live => (format!("kind > 0 AND key IS NOT NULL AND state < {DONE}"), Vec::new()),
+            MarketJobs::AllLive => (format!("kind > 0 AND key IS NOT NULL AND state < {DONE}"), Vec::new()),
         };
         let sql = format!("SELECT {MARKET_JOB_COLUMNS} FROM job WHERE {condition}");
         Ok(which.sorted(self.readable(&sql, params_from_iter(values), read_market_job)?))

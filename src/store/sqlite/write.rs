@@ -3,7 +3,7 @@
 use rusqlite::{CachedStatement, ErrorCode, Params, params};
 
 use super::codes::{DONE, JOB_HELD, QUEUED};
-use super::read::{kind_code, millis};
+use super::read::{key_of, kind_code, millis};
 use super::{MIGRATIONS, Sqlite};
 use crate::store::StoreError;
 use crate::store::rows::{AttemptRow, CallbackRow, InstanceRow, JobRow, MarketJob, Result};
@@ -229,15 +229,15 @@ impl Sqlite {
     fn write_market_job(&self, stored: &Stored<'_, MarketJob>) -> Result<()> {
         let (sql, job) = match stored {
             Stored::Added(job) => (
-                "INSERT INTO job (number, kind, key, id, payload, state, attempts, step, due_at, lease_until,
-                   attempted_at, note, created_at, ended_at, in_lane, extra)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 0, 0)",
+                "INSERT INTO job (number, kind, key, id, created_at, state, attempts, step, due_at, lease_until,
+                   attempted_at, note, ended_at, in_lane, extra)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 0, 0)",
                 job,
             ),
             Stored::Changed(job) => (
-                "UPDATE job SET payload = ?5, state = ?6, attempts = ?7, step = ?8, due_at = ?9, lease_until = ?10,
-                   attempted_at = ?11, note = ?12, ended_at = ?14
-                 WHERE number = ?1 AND kind = ?2 AND key = ?3 AND id = ?4 AND created_at = ?13",
+                "UPDATE job SET state = ?6, attempts = ?7, step = ?8, due_at = ?9, lease_until = ?10,
+                   attempted_at = ?11, note = ?12, ended_at = ?13
+                 WHERE number = ?1 AND kind = ?2 AND key = ?3 AND id = ?4 AND created_at = ?5",
                 job,
             ),
         };
@@ -246,9 +246,9 @@ impl Sqlite {
             params![
                 job.number,
                 kind_code(job.kind),
-                job.key,
+                key_of(&job.market, &job.about),
                 job.id.as_bytes(),
-                job.payload,
+                job.created_at.as_millisecond(),
                 job.state as i64,
                 job.attempts,
                 job.step,
@@ -256,7 +256,6 @@ impl Sqlite {
                 millis(job.lease_until),
                 millis(job.attempted_at),
                 job.note,
-                job.created_at.as_millisecond(),
                 millis(job.ended_at),
             ],
         )

@@ -270,6 +270,7 @@ impl Bench {
             callback: Arc::new(callback.clone()),
             received_at: self.clock.now(),
             policy: Policy { unknown_instance, ..Policy::default() },
+            fetched: false,
             approved: false,
         };
         self.store.accept(acceptance).await.unwrap().reply

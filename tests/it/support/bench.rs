@@ -123,6 +123,7 @@ impl Bench {
             callback: Arc::new(callback.clone()),
             received_at: self.clock.now(),
             policy: Policy::default(),
+            fetched: false,
             approved: false,
         }
     }

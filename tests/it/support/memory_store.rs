@@ -371,6 +371,16 @@ macro_rules! reads {
                     jobs.filter(|job| has_ended(job)).cloned().map(Ok).collect()
                 }))
             }
+            fn payments(&self, account: &str, order_id: &str) -> Result<Vec<(CallbackRow, Callback)>> {
+                Ok(self.see(|tables| {
+                    let of_order = |(row, body): &&(CallbackRow, Callback)| {
+                        row.action == Action::Payment
+                            && row.account == account
+                            && body.order_id.as_deref() == Some(order_id)
+                    };
+                    tables.callbacks.values().filter(of_order).cloned().collect()
+                }))
+            }
             fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {
                 Ok(self.see(|tables| {
                     let jobs = tables.market_jobs.values().filter(|job| which.has(job));

@@ -235,6 +235,9 @@ impl Read for FailingRows {
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         self.rows.running(ended_before)
     }
+    fn payments(&self, account: &str, order_id: &str) -> Result<Vec<(CallbackRow, Callback)>> {
+        self.rows.payments(account, order_id)
+    }
     fn market_jobs(&self, which: MarketJobs<'_>) -> Result<Vec<MarketJob>> {
         self.rows.market_jobs(which)
     }
@@ -301,6 +304,7 @@ mod tests {
             callback: Arc::new(Callback { subject, ..Callback::new(Action::Create, "createInstance") }),
             received_at: clock.now(),
             policy: Policy::default(),
+            fetched: false,
             approved: false,
             delivery_limit: None,
         }

@@ -386,6 +386,25 @@ pub struct Notification {
     pub created_at: Option<Timestamp>,
 }
 
+/// Action of the callback of a payment.
+const PAYMENT: &str = "orderPay";
+
+impl Notification {
+    /// Returns the action and the parameters of the payment that the notification stands for.
+    ///
+    /// The id of the notification stands for the request id of the payment, which the message does not have. `None`: it
+    /// stands for something else. The vendor documents this list only for payments.
+    pub fn payment(&self) -> Option<(&'static str, Vec<Pair>)> {
+        let mut parameters = self.parameters.clone();
+        let mut actions = parameters.extract_if(.., |(name, _)| name == "action");
+        let is_payment = self.action == PAYMENT && actions.all(|(_, action)| action == PAYMENT);
+        drop(actions);
+        parameters.retain(|(name, _)| name != "requestId" && name != "token");
+        parameters.push(("requestId".to_owned(), self.id.clone()));
+        is_payment.then_some((PAYMENT, parameters))
+    }
+}
+
 /// A page of notifications.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notifications {
