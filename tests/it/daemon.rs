@@ -266,6 +266,7 @@ fn every_failure_has_its_exit_code() {
         (65, &["instances", "list", "--db", "other.db"], "not a spid database"),
         (66, &["instances", "list", "--db", "missing.db"], "missing.db"),
         (66, &["instances", "list"], "spid.db"),
+        (66, &["replay", ".", "--to", "http://127.0.0.1:1/spi", "--key-file", "isv-key"], "./*.toml"),
         (69, &["serve", "--config", &config, "--listen", &address], "in use"),
         (78, &["serve", "--config", "missing.toml"], "missing.toml"),
     ];

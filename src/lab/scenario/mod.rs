@@ -122,7 +122,7 @@ pub struct Mistake {
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// The file cannot be read.
-    #[error("{}: {cause}", path.display())]
+    #[error("{}: {cause}{}", path.display(), hint_for_a_folder(path))]
     Unreadable {
         /// Path of the file.
         path: PathBuf,
@@ -137,6 +137,13 @@ pub enum ScenarioError {
         /// All mistakes, sorted by line.
         mistakes: Vec<Mistake>,
     },
+}
+
+fn hint_for_a_folder(path: &Path) -> String {
+    match path.is_dir() {
+        true => format!("; name the fixtures in it: {}/*.toml", path.display()),
+        false => String::new(),
+    }
 }
 
 fn listed(file: &str, mistakes: &[Mistake]) -> String {
